@@ -1,0 +1,82 @@
+"""The ``sidlsg`` command: one file per subcommand. Nothing here imports torch, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from sidlsg import __version__
+from sidlsg.cli import distill, models, presets, sample
+from sidlsg.errors import SidlsgError
+
+app = typer.Typer(
+    name="sidlsg",
+    help="One-step image generators out of diffusion models you already have (SiD-LSG).",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("distill")(distill.distill)
+app.command("sample")(sample.sample)
+app.add_typer(presets.app, name="presets")
+app.command("models")(models.models)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"sidlsg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    """Options of all subcommands."""
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """One line for the user, and the exit code: 2 for misuse, 1 for failure."""
+    if isinstance(error, SidlsgError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was already written is kept, and the same command goes on from the last checkpoint", 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again",
+            1,
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", 1
+    if type(error).__name__ == "OutOfMemoryError":
+        return "out of GPU memory; use a smaller --micro-batch (or --batch, when sampling), the result is the same", 1
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"unexpected {type(error).__name__}: {first}. Run again with --debug and report what it prints", 1
+
+
+def main() -> None:
+    """Entry point: runs the app and turns every error into one line on stderr and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments or os.environ.get("SIDLSG_DEBUG", "") not in ("", "0")
+    sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        message, code = describe(error)
+        print(f"sidlsg: {message}", file=sys.stderr, flush=True)
+        # A worker of a multi-process run must not wait for the others in an exit handler.
+        sys.exit(code)

@@ -1,0 +1,61 @@
+"""``sidlsg presets``: list the presets, show one, copy one out to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_presets() -> None:
+    """One line a preset: what it is for, and its main settings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sidlsg.config import make_config, preset_names, preset_path
+
+    table = Table(
+        "preset", "precision", "batch", "micro", "processes", "images", "κ1..κ4", "for", box=None, pad_edge=False
+    )
+    for name in preset_names():
+        config = make_config(name, {})
+        purpose = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        kappas = ", ".join(f"{k:g}" for k in config.guidance)
+        sizes = (str(config.batch), str(config.micro_batch), str(config.processes), f"{config.images:,}")
+        table.add_row(name, config.precision, *sizes, kappas, purpose)
+    Console().print(table, highlight=False)
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="Preset name or YAML file.")]) -> None:
+    """Print a preset with its comments, after checking it."""
+    from sidlsg.config import make_config, preset_path
+
+    make_config(name, {})
+    print(preset_path(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="Preset name.")],
+    to: Annotated[Path | None, typer.Argument(help="File or folder (default: here).")] = None,
+) -> None:
+    """Copy a preset out to edit; use it with `sidlsg distill --preset FILE.yaml`."""
+    from sidlsg.config import preset_path
+    from sidlsg.errors import SidlsgError, UsageError
+
+    source = preset_path(name)
+    target = to or Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise UsageError(f"{target} exists; give another name")
+    try:
+        target.write_bytes(source.read_bytes())
+    except OSError as error:
+        raise SidlsgError(f"cannot write {target}: {error.strerror}") from None
+    print(target)

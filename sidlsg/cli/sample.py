@@ -1,0 +1,131 @@
+"""``sidlsg sample``: prompts and seeds in, PNG files out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from sidlsg.models import Model
+
+
+def sample(
+    prompt: Annotated[list[str] | None, typer.Argument(help="One or several prompts.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, help="Pictures a prompt, with consecutive seeds.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of -n and --seed: 0-63 or 1,5,8-10.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures instead of one each.")] = False,
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid (default: about square).")] = None,
+    model: Annotated[str, typer.Option(help="Run folder, diffusers folder, alias or hub id.")] = "emoji-student",
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures made at once; does not change them.")] = 8,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Folder, or the name of a .png file for a single picture or a grid.")
+    ] = Path("samples"),
+) -> None:
+    """Make pictures with a one-step student (or, to compare, with its teacher).
+
+    Every prompt is drawn with every seed. The noise of a picture comes from its own seed, so it does not depend on --batch.
+    The PNG carries prompt, seed and model as text entries.
+
+    Examples: `sidlsg sample "red heart"` · `sidlsg sample "red heart" "sad cat" --seeds 0-15 --grid` ·
+    `sidlsg sample "red heart" --model runs/my-run` · `sidlsg sample "red heart" --model emoji --steps 25`
+    """
+    from sidlsg.errors import SidlsgError, UsageError
+    from sidlsg.prompts import PromptFile
+
+    texts = list(prompt or [])
+    if prompts is not None:
+        texts += list(PromptFile(prompts))
+    if not texts:
+        raise UsageError('nothing to draw; give a prompt (sidlsg sample "red heart") or --prompts FILE')
+    numbers = parse_seeds(seeds) if seeds is not None else range(seed, seed + number)
+    jobs = [(text, number) for text in texts for number in numbers]
+    single = out.suffix.lower() == ".png"
+    if single and not grid and len(jobs) > 1:
+        raise UsageError(f"--out {out} names one file, but there are {len(jobs)} pictures; give a folder, or --grid")
+    if out.suffix and not single and not out.is_dir():
+        raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
+    folder = out.parent if single else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+
+    from sidlsg import sampler
+    from sidlsg.models import DTYPES, pick_device
+
+    where = pick_device(device)
+    if precision is not None and precision not in DTYPES:
+        raise UsageError(f'precision is "{precision}"; use fp32, bf16 or fp16')
+    dtype = DTYPES[precision or ("fp16" if where.type == "cuda" else "fp32")]
+    net = open_model(model, where, dtype)
+    pictures = sampler.sample(
+        net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance
+    )
+    if grid:
+        path = out if single else free_path(folder / f"grid-{sampler.slug(texts[0])}.png")
+        shown = " | ".join(texts)
+        sampler.save_png(
+            sampler.make_grid(list(pictures), columns),
+            path,
+            prompt=shown,
+            seed=",".join(map(str, numbers)),
+            model=net.source,
+        )
+        print(path)
+        return
+    for (text, number), picture in zip(jobs, pictures, strict=True):
+        path = out if single else free_path(folder / f"{sampler.slug(text)}-{number}.png")
+        sampler.save_png(picture, path, prompt=text, seed=number, model=net.source)
+        print(path, flush=True)
+
+
+def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """A run folder (its student, or the newest checkpoint of an unfinished run), or whatever ``load_model`` takes."""
+    from sidlsg.models import load_model
+    from sidlsg.run_folder import RunFolder
+
+    folder = RunFolder(Path(name))
+    if not folder.config.is_file():
+        return load_model(name, device, dtype)
+    if folder.student.is_dir():
+        return load_model(str(folder.student), device, dtype)
+    from sidlsg.student import student_of_checkpoint
+
+    return student_of_checkpoint(folder, device, dtype)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-63" or "1,5,8-10"; raises UsageError for anything else."""
+    from sidlsg.errors import UsageError
+
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise UsageError(f'seeds are "{text}"; write a range (0-63), a list (1,5,9) or both (0-3,8)')
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def free_path(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... when it is taken: earlier pictures are never overwritten."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate

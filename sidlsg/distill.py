@@ -1,0 +1,77 @@
+"""Algorithm 1 of the paper. Nothing here knows about files, processes, precision or logging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidlsg.denoiser import Denoiser, OneStepGenerator
+from sidlsg.guidance import Guidance, guided_eps
+from sidlsg.losses import fake_score_loss, generator_loss
+from sidlsg.update import NetworkUpdate, Stats, finite_samples
+
+
+@dataclass
+class Batch:
+    """The random draws of one update: z, eps [B, C, H, W], t [B] int64, c [B, L, D]."""
+
+    z: Tensor
+    c: Tensor
+    t: Tensor
+    eps: Tensor
+
+    def split(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        yield from zip(*(x.split(size) for x in (self.z, self.c, self.t, self.eps)), strict=True)
+
+
+@dataclass
+class Networks:
+    """phi, psi and theta with what they share; ``empty`` [1, L, D] is the embedding of the empty prompt."""
+
+    teacher: Denoiser
+    fake: Denoiser
+    generator: OneStepGenerator
+    empty: Tensor
+    guidance: Guidance
+    alpha: float = 1.0
+
+
+def update_fake_score(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
+    """Lines 3-5 of Algorithm 1: one Adam step of psi on Eq. 7, over images the generator makes without gradient."""
+    schedule, kappa = nets.fake.schedule, nets.guidance
+    for z, c, t, eps in batch.split(micro_batch):
+        with torch.no_grad():
+            x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
+        x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
+        eps_fake = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa1)  # Eq. 6
+        update.accumulate(fake_score_loss(eps_fake, eps), keep, x_g)  # Eq. 7
+    return update.step()
+
+
+def update_generator(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
+    """Lines 6-8 of Algorithm 1: one Adam step of theta on Eq. 8, through x_g and through both score networks."""
+    schedule, kappa = nets.fake.schedule, nets.guidance
+    with nets.fake.frozen():
+        for z, c, t, eps in batch.split(micro_batch):
+            x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
+            x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
+            eps_real = guided_eps(nets.teacher, x_t, t, c, nets.empty, kappa.kappa4)  # Eq. 6
+            eps_fake2 = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa2)
+            same = kappa.kappa2 == kappa.kappa3
+            eps_fake3 = eps_fake2 if same else guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa3)
+            ratio = schedule.noise_to_data_ratio(t, x_t)
+            loss = generator_loss(eps_real, eps_fake2, eps_fake3, eps, ratio, nets.alpha)  # Eqs. 8 and 9
+            update.accumulate(loss, keep, x_g.detach())
+    return update.step()
+
+
+def train_iteration(
+    nets: Networks, psi: NetworkUpdate, theta: NetworkUpdate, batches: tuple[Batch, Batch], micro_batch: int
+) -> tuple[Stats, Stats]:
+    """One pass through the loop of Algorithm 1, with independent draws for the two updates."""
+    psi_stats = update_fake_score(nets, psi, batches[0], micro_batch)
+    theta_stats = update_generator(nets, theta, batches[1], micro_batch)
+    return psi_stats, theta_stats

@@ -1,0 +1,90 @@
+"""Several processes, started by ``torchrun``: each takes an equal slice of every batch; gradients are summed once an update.
+
+No wrapper around the networks: with tens of accumulation rounds there is nothing to overlap with.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sidlsg.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is. ``main`` is the one that writes and prints."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    by_torchrun: bool = False
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def launched() -> Processes:
+    """What torchrun says in the environment, without starting anything."""
+    if "WORLD_SIZE" not in os.environ:
+        return Processes()
+    try:
+        return Processes(*(int(os.environ.get(k, "0")) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK")), by_torchrun=True)
+    except ValueError as error:
+        raise UsageError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); start with torchrun"
+        ) from None
+
+
+def start(device: torch.device) -> Processes:
+    """Join the process group when there is more than one process."""
+    import torch.distributed as dist
+
+    processes = launched()
+    if processes.world > 1 and not dist.is_initialized():
+        # gloo for the flags that must not wait for the GPU, nccl for gradients.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return processes
+
+
+def stop() -> None:
+    """Leave the process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensors: list[Tensor]) -> None:
+    """Sum each tensor over all processes, in place; does nothing in a single process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+
+def any_process(flag: bool) -> bool:
+    """True on every process when it is true on one; keeps processes from parting ways. Does not wait for a GPU."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return flag
+    seen = torch.tensor(float(flag))
+    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    return bool(seen)

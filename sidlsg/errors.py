@@ -1,0 +1,25 @@
+"""The two errors a user sees: one clear line that says what to do, and an exit code. No torch in here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SidlsgError(Exception):
+    """A run that failed for a reason outside the command line (disk, network, divergence); exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(SidlsgError):
+    """Something the user can correct in the command, a preset or an input file; exit code 2."""
+
+    exit_code = 2
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean "x"?' for the closest known name, else the whole list."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,101 @@
+"""Prompt files (one prompt a line, UTF-8, of any length) and their encoding. No torch at import."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from sidlsg.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class PromptFile(Sequence[str]):
+    """The non-blank lines of a text file, stripped, read on demand: twelve million prompts cost 100 MB.
+
+    Raises UsageError when the file is missing, not a file, holds no prompt, or is not UTF-8 (naming the line).
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                self._data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        except FileNotFoundError:
+            raise UsageError(f"prompt file {path} does not exist; give a text file with one prompt a line") from None
+        except OSError as error:
+            raise UsageError(f"prompt file {path} cannot be read: {error.strerror}") from None
+        digest = hashlib.sha256()
+        spans, place = array("q"), 0
+        for number, line in enumerate(iter(self._read_line, b""), start=1):
+            digest.update(line)
+            try:
+                blank = not line.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"prompt file {path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); "
+                    "convert it, for instance with: iconv -f latin1 -t utf-8"
+                ) from None
+            if not blank:
+                spans.extend((place, place + len(line)))
+            place += len(line)
+        if not spans:
+            raise UsageError(f"prompt file {path} holds no prompts; give a text file with one prompt a line")
+        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2)
+        self.sha256 = digest.hexdigest()
+
+    def _read_line(self) -> bytes:
+        return self._data.readline() if isinstance(self._data, mmap.mmap) else b""
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, end = self._spans[index]
+        return self._data[start:end].decode("utf-8").strip()
+
+    def __repr__(self) -> str:
+        return f"{self.path} ({len(self):,} prompts, sha256 {self.sha256[:12]})"
+
+
+class TextEncoder:
+    """Prompts to the embeddings the UNet attends to; the embedding of "" is computed once.
+
+    Args:
+        tokenizer: a CLIP tokenizer; its ``model_max_length`` is the number of tokens L.
+        model: the text encoder, frozen.
+        batch: prompts encoded at once.
+    """
+
+    def __init__(self, tokenizer: Any, model: torch.nn.Module, batch: int = 64) -> None:
+        self.tokenizer, self.model, self.batch = tokenizer, model, batch
+        self.empty: Tensor = self([""])
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> [B, L, D] float32; prompts longer than L tokens are cut, as Stable Diffusion does."""
+        import torch
+
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(next(self.model.parameters()).device)
+        with torch.no_grad():
+            return torch.cat([self.model(part)[0].float() for part in tokens.split(self.batch)])

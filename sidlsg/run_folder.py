@@ -1,0 +1,114 @@
+"""The folder of a run: what is where, and whether a command may go on with what is there. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidlsg.config import Config, load_settings
+from sidlsg.errors import SidlsgError, UsageError
+
+# Settings that may differ when a run is taken up again: they change where, how fast or how long, not what.
+FREE = {
+    "images",
+    "device",
+    "micro_batch",
+    "processes",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "latent_mean",
+    "latent_std",
+}
+
+
+def default_name(config: Config, preset: str | None) -> str:
+    """The same command gives the same folder: teacher, preset, strategy and scales."""
+    scales = "-".join(f"{k:g}" for k in config.kappa) if config.kappa else "default"
+    name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy}-{scales}"
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    def load_config(self) -> Config:
+        """The configuration saved beside the run."""
+        return Config(**load_settings(self.config))
+
+    def complete(self, config: Config) -> bool:
+        """Whether the run of this configuration has ended here with its student written."""
+        return self.student.is_dir() and self.config.is_file() and self.load_config() == config
+
+    def claim(self, config: Config) -> None:
+        """Make the folder, or check that the run in it is this one; writes ``config.yaml``.
+
+        Raises UsageError when it belongs to another run (naming what differs) or holds other files, SidlsgError when it
+        cannot be written.
+        """
+        if self.config.is_file():
+            old, new = self.load_config().as_dict(), config.as_dict()
+            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE and old[k] != new[k]]
+            if differ:
+                raise UsageError(
+                    f"{self.path} holds a run with other settings: {', '.join(differ)}. "
+                    "Give the same settings to resume it, or another --out."
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
+        try:
+            for folder in (self.path, self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.as_dict(), sort_keys=False, default_flow_style=None)
+            temporary = self.config.with_suffix(".part")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.config)
+        except OSError as error:
+            raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
+
+    def cut_metrics(self, images_seen: int) -> None:
+        """Drop metrics written after the checkpoint that a resumed run goes on from, and a half-written last line."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= images_seen]
+        temporary = self.metrics.with_suffix(".part")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.metrics)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a damaged line (an interrupted write) is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

@@ -1,0 +1,124 @@
+"""Prompts and seeds to pictures: one pass for a student, diffusers' own pipeline for a teacher with many steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sidlsg.denoiser import Denoiser, OneStepGenerator
+from sidlsg.errors import UsageError
+from sidlsg.models import Model
+
+
+def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """z ~ N(0, I), float32 [B, *shape], each image from a CPU generator of its own seed.
+
+    The same numbers as diffusers draws for ``generator=[torch.Generator().manual_seed(s) for s in seeds]``.
+    """
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Images [B, 3, H, W] in [0, 1] -> PIL pictures, rounded to the nearest of 256 levels (as diffusers does)."""
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+@torch.no_grad()
+def one_step(model: Model, prompts: Sequence[str], seeds: Sequence[int], t_init: int) -> Tensor:
+    """x_g = G_theta(z, c) (Eq. 9), decoded: images [B, 3, H, W] in [0, 1]."""
+    device = next(model.unet.parameters()).device
+    z = seed_noise(seeds, model.latent_shape).to(device)
+    generator = OneStepGenerator(Denoiser(model.unet, model.schedule), t_init)
+    return model.decode(generator(z, model.encode()(prompts)))
+
+
+def many_steps(model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    """The model's own sampler with classifier-free guidance, by diffusers' StableDiffusionPipeline: [B, 3, H, W]."""
+    import diffusers
+
+    kind = getattr(diffusers, model.scheduler_config["_class_name"])
+    pipeline = diffusers.StableDiffusionPipeline(
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=model.vae,
+        unet=model.unet,
+        scheduler=kind.from_config(model.scheduler_config, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt=list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    return images.float()
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch: int = 8,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Iterator[Image.Image]:
+    """One picture for each (prompt, seed) pair, in order; picture i does not depend on ``batch``.
+
+    Args:
+        steps: 1 for a one-step student (its default); more runs the model's own sampler with ``guidance``.
+
+    Raises UsageError when the settings do not fit the model.
+    """
+    if model.student is not None and steps not in (None, 1):
+        raise UsageError(f"{model.source} is a one-step generator; leave out --steps")
+    if model.student is not None and guidance not in (None, 1.0):
+        raise UsageError(f"{model.source} has its guidance built in; leave out --guidance")
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        if model.student is not None:
+            images = one_step(model, prompts[part], seeds[part], model.student["t_init"])
+        else:
+            images = many_steps(model, prompts[part], seeds[part], steps or 25, 3.0 if guidance is None else guidance)
+        yield from to_pil(images)
+
+
+def make_grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Pictures of one size side by side on white, in rows; about square unless ``columns`` says otherwise."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = pictures[0].size
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
+    return grid
+
+
+def save_png(picture: Image.Image, path: Path, **facts: str | int) -> None:
+    """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
+    info = PngInfo()
+    for key, value in facts.items():
+        info.add_itxt(key, str(value))
+    temporary = path.with_name(path.name + ".part")
+    try:
+        picture.save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def slug(prompt: str, length: int = 60) -> str:
+    """A prompt as part of a file name."""
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:length].rstrip("-") or "empty"

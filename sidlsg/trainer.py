@@ -1,0 +1,369 @@
+"""The loop around Algorithm 1: loading, pre-flight checks, resuming, logging, grids, checkpoints, the student folder.
+
+All progress is one number, the images seen. Every draw is a function of (seed, images seen), so resuming needs nothing but
+the weights and the optimiser's state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from sidlsg import __version__, distributed, rng
+from sidlsg.checkpoint import Checkpoints
+from sidlsg.config import Config
+from sidlsg.denoiser import Denoiser, OneStepGenerator
+from sidlsg.distill import Batch, Networks, train_iteration, update_generator
+from sidlsg.ema import Ema, ema_decay
+from sidlsg.errors import SidlsgError
+from sidlsg.guidance import Guidance
+from sidlsg.models import DTYPES, configure_unet, load_model, pick_device
+from sidlsg.optim import LeanAdam
+from sidlsg.progress import NOTE, RunProgress
+from sidlsg.prompts import PromptFile
+from sidlsg.run_folder import RunFolder
+from sidlsg.sampler import make_grid, save_png, seed_noise, to_pil
+from sidlsg.student import save_student
+from sidlsg.update import NetworkUpdate, Stats
+
+# Figure 2 of the paper: 0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4 and 5 million images of a 5M run.
+GRID_SHARES = (0, 0.004, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+
+
+class Stopped(SidlsgError):
+    """The user asked the run to stop; everything up to ``images_seen`` is saved."""
+
+
+class Trainer:
+    """One distillation run in one folder. ``run()`` starts or resumes it, and returns when the student is written."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, prompts: PromptFile, grid_prompts: list[str], console: Console
+    ) -> None:
+        self.config, self.folder, self.prompts, self.grid_prompts = config, folder, prompts, grid_prompts
+        self.device = pick_device(config.device, distributed.launched().local_rank)
+        self.processes = distributed.start(self.device)
+        self.console = console if self.processes.main else Console(quiet=True)
+        config.rounds(self.processes.world)
+        if self.processes.main:
+            folder.claim(config)
+        distributed.barrier()
+        self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        self.images_seen = 0
+        self._build()
+
+    # -- setting up ---------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """phi, and psi and theta as copies of it, with their optimisers and the average of theta."""
+        config = self.config
+        pure_half = config.precision == "fp16"
+        self.teacher = load_model(config.teacher, self.device, DTYPES["fp16"] if pure_half else DTYPES["fp32"])
+        schedule = self.teacher.schedule
+        if len(schedule) <= max(config.t_max, config.t_init):
+            raise SidlsgError(f"the teacher has {len(schedule)} timesteps; t_max and t_init must be smaller")
+        self.attention = configure_unet(self.teacher.unet, config, self.device)
+        autocast = DTYPES["bf16"] if config.precision == "bf16" else None
+        self.fake = deepcopy(self.teacher.unet).requires_grad_(True)
+        self.generator = deepcopy(self.teacher.unet).requires_grad_(True)
+        self.encode = self.teacher.encode()
+        self.nets = Networks(
+            teacher=Denoiser(self.teacher.unet, schedule, autocast),
+            fake=Denoiser(self.fake, schedule, autocast),
+            generator=OneStepGenerator(Denoiser(self.generator, schedule, autocast), config.t_init),
+            empty=self.encode.empty,
+            guidance=config.guidance,
+            alpha=config.alpha,
+        )
+        adam = {"lr": config.lr, "eps": config.adam_eps}
+        self.psi = NetworkUpdate(self.fake, LeanAdam(self.fake.parameters(), **adam), config.batch)
+        self.theta = NetworkUpdate(
+            self.generator, LeanAdam(self.generator.parameters(), **adam), config.batch, config.clip_value
+        )
+        self.ema = Ema(self.generator) if config.ema else None
+        self.order = rng.PromptOrder(len(self.prompts), config.seed)
+
+    def _draw(self, update: int, drop: bool) -> Batch:
+        """This process's slice of one update's draws. Prompts of both updates come from one stream, psi's first."""
+        config = self.config
+        count = config.batch // self.processes.world
+        offset = self.processes.rank * count
+        draws = rng.draw(
+            config.seed, update, self.images_seen + offset, count, self.teacher.latent_shape, config.t_min, config.t_max
+        )
+        position = 2 * self.images_seen + (config.batch if update == rng.GENERATOR else 0)
+        prompts = [self.prompts[i] for i in self.order(position + offset, count)]
+        c = self.encode(prompts)
+        if drop:
+            dropped = (draws.u < config.drop_prompt).to(c.device).view(-1, 1, 1)
+            c = torch.where(dropped, self.encode.empty, c)
+        z, eps, t = (x.to(self.device, non_blocking=True) for x in (draws.z, draws.eps, draws.t))
+        return Batch(z, c, t, eps)
+
+    def preflight(self) -> None:
+        """Checks that cost seconds and save days; only for a run that starts.
+
+        With psi = phi and kappa2 = kappa4 the generator's gradient is zero, up to the rounding of terms that cancel. If
+        it is not, the networks are not the copies they should be, or an attention kernel's gradient is wrong.
+        """
+        config, k4 = self.config, self.config.guidance.kappa4
+        draws = rng.draw(config.seed, rng.PREFLIGHT, 0, 1, self.teacher.latent_shape, config.t_init, config.t_init)
+        c = self.encode([self.prompts[0]])
+        z, eps, t = (x.to(self.device) for x in (draws.z, draws.eps, draws.t))
+
+        def gradient_norm(guidance: Guidance) -> float:
+            probe = _Probe(self.generator)
+            nets = Networks(**{**vars(self.nets), "guidance": guidance})
+            update_generator(nets, probe, Batch(z, c, t, eps), 1)  # type: ignore[arg-type]
+            return probe.norm
+
+        same = gradient_norm(Guidance(1, k4, k4, k4))
+        other = gradient_norm(Guidance(1, k4, k4, k4 + 1))
+        tolerance = (1e-4 if config.precision == "fp32" else 0.02) * other
+        if not (math.isfinite(other) and other > 0):
+            raise SidlsgError(
+                f"pre-flight: the generator's gradient is {other} before the first update; try --precision fp32"
+            )
+        if not same <= tolerance:
+            raise SidlsgError(
+                f"pre-flight: with ψ = φ and κ2 = κ4 the generator's gradient must be zero, but its norm is {same:.3g} "
+                f"(against {other:.3g} with κ4 raised by 1). The attention kernel or the precision is at fault: "
+                "try attention: eager in the preset, or --precision fp32."
+            )
+        self.console.print(
+            f"pre-flight: ψ = φ gives zero generator gradient ({same:.1g} against {other:.3g} with κ4 + 1); latents are never "
+            f"clipped; {self.teacher.schedule.prediction_type} teacher, σ/a at t_init "
+            f"{self.teacher.schedule.noise_to_data_ratio(config.t_init, torch.zeros(1, dtype=torch.float64)).item():.4f}",
+            highlight=False,
+        )
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of the run's state, by file."""
+        groups = {
+            "fake": dict(self.fake.named_parameters()),
+            "generator": dict(self.generator.named_parameters()),
+            "fake_adam": {n: self.psi.optimizer.second_moment(p) for n, p in self.fake.named_parameters()},
+            "generator_adam": {n: self.theta.optimizer.second_moment(p) for n, p in self.generator.named_parameters()},
+        }
+        if self.ema:
+            groups["ema"] = self.ema.average
+        return groups  # type: ignore[return-value]
+
+    def save(self) -> None:
+        """Write a checkpoint of images_seen, unless it is there."""
+        if self.processes.main:
+            steps = {
+                "fake": self.psi.optimizer.param_groups[0]["step"],
+                "generator": self.theta.optimizer.param_groups[0]["step"],
+            }
+            self.checkpoints.save(
+                self.images_seen,
+                self._groups(),
+                {"adam_steps": steps, "precision": self.config.precision, "sidlsg": __version__},
+            )
+        distributed.barrier()
+
+    def resume(self) -> bool:
+        """Load the newest readable checkpoint; False when there is none."""
+        loaded = self.checkpoints.load_latest(self.device)
+        if loaded is None:
+            return False
+        tensors, state, warnings = loaded
+        for warning in warnings:
+            self.console.print(f"[yellow]warning:[/] {warning}; going on from the one before", highlight=False)
+        with torch.no_grad():
+            for name, group in self._groups().items():
+                if tensors.get(name, {}).keys() != group.keys():
+                    raise SidlsgError(
+                        f"the checkpoints in {self.checkpoints.folder} are of another model ({name} differs)"
+                    )
+                for key, tensor in group.items():
+                    tensor.copy_(tensors[name][key])
+        self.psi.optimizer.param_groups[0]["step"] = state["adam_steps"]["fake"]
+        self.theta.optimizer.param_groups[0]["step"] = state["adam_steps"]["generator"]
+        self.images_seen = state["images_seen"]
+        if self.processes.main:
+            self.folder.cut_metrics(self.images_seen)
+        return True
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence."""
+        config = self.config
+        if self.resume():
+            self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
+        else:
+            self.preflight()
+            self.grid()
+        grids = sorted(
+            {round(share * config.images / config.batch) * config.batch for share in GRID_SHARES} | {config.images}
+        )
+        window: list[tuple[Stats, Stats]] = []
+        begun, logged = time.monotonic(), self.images_seen
+        self.console.print(NOTE, highlight=False, style="dim")
+        with (
+            RunProgress(self.console, config.images, self.images_seen) as progress,
+            _stop_signals() as stop,
+        ):
+            while self.images_seen < config.images:
+                before = self.images_seen
+                self.iterate(window)
+                crossed = _crossed(before, self.images_seen)
+                if crossed(config.log_every) or self.images_seen >= config.images:
+                    seconds = time.monotonic() - begun
+                    self._log(window, (self.images_seen - logged) / seconds)
+                    window, begun, logged = [], time.monotonic(), self.images_seen
+                if window and progress.due():
+                    psi, theta = window[-1]
+                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
+                if any(before < at <= self.images_seen for at in grids):
+                    self.grid()
+                stopping = distributed.any_process(stop.is_set())
+                if crossed(config.checkpoint_every) or stopping or self.images_seen >= config.images:
+                    self.save()
+                if stopping and self.images_seen < config.images:
+                    raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
+        self.finish()
+
+    def iterate(self, window: list[tuple[Stats, Stats]]) -> None:
+        """One iteration of Algorithm 1 with its average; appends its statistics."""
+        config = self.config
+        batches = (self._draw(rng.FAKE_SCORE, config.drops_prompts), self._draw(rng.GENERATOR, drop=False))
+        window.append(train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batch))
+        if self.ema:
+            self.ema.update(ema_decay(self.images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
+        self.images_seen += config.batch
+
+    def _log(self, window: list[tuple[Stats, Stats]], rate: float) -> None:
+        """Append a line to metrics.jsonl (means over the window) and check that the run is sane."""
+        columns = [
+            torch.stack([psi.loss for psi, _ in window]).mean(),
+            torch.stack([theta.loss for _, theta in window]).mean(),
+            torch.stack([psi.skipped + theta.skipped for psi, theta in window]).sum(),
+            torch.stack([theta.x_mean for _, theta in window]).mean(),
+            torch.stack([theta.x_std for _, theta in window]).mean(),
+        ]
+        loss_fake, loss_generator, skipped, mean, std = torch.stack(columns).tolist()
+        if self.processes.main:
+            line = {
+                "images_seen": self.images_seen,
+                "loss_fake": loss_fake,
+                "loss_generator": loss_generator,
+                "skipped_samples": int(skipped),
+                "x_mean": mean,
+                "x_std": std,
+                "images_per_second": round(rate, 3),
+                "peak_gib": round(peak_memory(self.device), 3),
+            }
+            with self.folder.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        low, high = self.config.latent_std
+        sane = abs(mean) <= self.config.latent_mean and low <= std <= high
+        if not sane or skipped >= 2 * self.config.batch * len(window):
+            last = self.checkpoints.list()
+            raise SidlsgError(
+                f"the generator has diverged at {self.images_seen:,} images: its latents have mean {mean:.3g} and standard "
+                f"deviation {std:.3g} (allowed: ±{self.config.latent_mean:g}, {low:g} to {high:g}), {int(skipped)} samples were "
+                f"not finite. Try a smaller --lr, or --precision fp32 or bf16. "
+                + (f"The last checkpoint, {last[-1]}, is kept." if last else "No checkpoint had been written yet.")
+            )
+
+    @torch.no_grad()
+    def grid(self) -> None:
+        """Sample the fixed prompts with fixed noise (picture i has seed i) and write samples/<images seen>.png."""
+        if not self.processes.main:
+            return
+        seeds = range(len(self.grid_prompts))
+        z = seed_noise(list(seeds), self.teacher.latent_shape).to(self.device)
+        c = self.encode(self.grid_prompts)
+        pictures = []
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            for part_z, part_c in zip(z.split(self.config.micro_batch), c.split(self.config.micro_batch), strict=True):
+                pictures += to_pil(self.teacher.decode(self.nets.generator(part_z, part_c)))
+        path = self.folder.samples / f"{self.images_seen:012d}.png"
+        save_png(make_grid(pictures), path, prompts=" | ".join(self.grid_prompts), images_seen=self.images_seen)
+
+    def finish(self) -> None:
+        """Write student/: the averaged generator (or the last one, without EMA) as a diffusers folder."""
+        if not self.processes.main:
+            return
+        config = self.config
+        note = {
+            "teacher": self.teacher.source,
+            "strategy": config.strategy,
+            "kappa": list(config.guidance),
+            "images_seen": self.images_seen,
+            "weights": "ema" if self.ema else "last",
+            "precision": config.precision,
+            "prompts_sha256": self.prompts.sha256,
+            "sidlsg": __version__,
+        }
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            save_student(self.folder.student, self.teacher, self.generator, config.t_init, note)
+
+
+class _Probe:
+    """Stands in for a NetworkUpdate: takes the gradient's norm and leaves no trace."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.parameters = list(module.parameters())
+        self.norm = math.nan
+
+    def accumulate(self, loss: Tensor, keep: Tensor, x_g: Tensor) -> None:
+        gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        self.norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+
+    def step(self) -> None:
+        return None
+
+
+def _crossed(before: int, after: int) -> Any:
+    """Whether a multiple of ``every`` lies in (before, after]."""
+    return lambda every: after // every > before // every
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: peak allocated on a GPU, peak resident size of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) sets the event and lets the iteration end; a second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+        print("\nstopping after this iteration (again to stop at once)", file=sys.stderr, flush=True)
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

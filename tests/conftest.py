@@ -1,0 +1,81 @@
+"""A tiny random Stable Diffusion folder, so that tests run the real code path in seconds, without network or GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from sidlsg.student import save_folder
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SD_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TOKENS, WIDTH = 6, 8
+
+
+def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
+    """Two levels, attention in one of them; latents 4x4x4 (channels, height, width)."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that ``load_model`` and ``--teacher`` accept; byte-level tokenizer, 8x8 pictures."""
+    letters = list(bytes_to_unicode().values())
+    vocab = {
+        token: i
+        for i, token in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
+    }
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+    torch.manual_seed(1)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=WIDTH,
+            intermediate_size=16,
+            projection_dim=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        sample_size=8,
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    save_folder(folder, tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=tiny_unet(), scheduler=scheduler)
+    return folder
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"prompt number {i}\n" for i in range(23)), encoding="utf-8")
+    return path
