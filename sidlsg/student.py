@@ -72,7 +72,7 @@ def save_folder(
             requires_safety_checker=False,
         ).save_pretrained(temporary)
         # transformers 5 writes tokenizer.json only; older releases and other tools read CLIP's own two files.
-        tokenizer.save_vocabulary(str(temporary / "tokenizer"))
+        tokenizer.backend_tokenizer.model.save(str(temporary / "tokenizer"))
         config_file = temporary / "text_encoder" / "config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config["dtype"] = "float32"
