@@ -1,0 +1,338 @@
+"""The method, in float64 on a tiny random UNet: against a naive transcription, and what the paper's algebra promises."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import SD_BETAS, TOKENS, WIDTH, tiny_unet
+from naive import NaiveAlgorithm1
+from torch import Tensor
+
+from sidlsg.denoiser import Denoiser, OneStepGenerator
+from sidlsg.distill import Batch, Networks, train_iteration, update_fake_score, update_generator
+from sidlsg.ema import Ema, ema_decay
+from sidlsg.guidance import STRATEGIES, Guidance, guided_eps
+from sidlsg.losses import fake_score_loss, generator_loss
+from sidlsg.optim import LeanAdam
+from sidlsg.schedule import NoiseSchedule
+from sidlsg.update import NetworkUpdate
+
+KAPPAS = {
+    "long": (1, 1, 1, 3),
+    "short": (1, 0.5, 0.5, 1),
+    "lsg-simple": (2, 1, 1, 1),
+    "lsg": (1.5, 1.5, 1.5, 1.5),
+    "all different": (2.0, 0.3, 1.7, 4.5),
+    "zero": (0, 0, 1, 0),
+}
+
+
+class Setup:
+    """phi, psi, theta in float64 with their updates; psi and theta differ from phi after ``disturb``."""
+
+    def __init__(self, kappas=(1.5,) * 4, alpha=1.0, batch=8, prediction="epsilon", autocast=None, dtype=torch.float64):
+        unet = tiny_unet().to(dtype)
+        self.schedule = NoiseSchedule(NoiseSchedule.from_config(SD_BETAS).betas, prediction)
+        self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
+        self.phi.requires_grad_(False)
+        torch.manual_seed(7)
+        self.empty = torch.randn(1, TOKENS, WIDTH, dtype=dtype)
+        self.nets = Networks(
+            Denoiser(self.phi, self.schedule, autocast),
+            Denoiser(self.psi, self.schedule, autocast),
+            OneStepGenerator(Denoiser(self.theta, self.schedule, autocast), 625),
+            self.empty,
+            Guidance(*kappas),
+            alpha,
+        )
+        self.update_psi = NetworkUpdate(self.psi, LeanAdam(self.psi.parameters(), lr=1e-4), batch)
+        self.update_theta = NetworkUpdate(self.theta, LeanAdam(self.theta.parameters(), lr=1e-4), batch)
+
+    def disturb(self) -> None:
+        torch.manual_seed(11)
+        for net in (self.psi, self.theta):
+            for p in net.parameters():
+                p.data += 0.02 * torch.randn_like(p)
+
+
+def draws(seed: int, batch: int = 8, dtype=torch.float64) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    z, eps = torch.randn(2, batch, 4, 4, 4, generator=g, dtype=dtype)
+    c = torch.randn(batch, TOKENS, WIDTH, generator=g, dtype=dtype)
+    return Batch(z, c, torch.randint(20, 980, (batch,), generator=g), eps)
+
+
+def parameters(net: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("kappas", "alpha"), [*((k, 1.0) for k in KAPPAS.values()), (KAPPAS["lsg"], 1.2)])
+def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction) -> None:
+    setup = Setup(kappas, alpha, prediction=prediction)
+    naive = NaiveAlgorithm1(setup.phi.requires_grad_(True), kappas, alpha=alpha, v=prediction == "v_prediction")
+    setup.phi.requires_grad_(False)
+    ema = Ema(setup.theta)
+    for i in range(3):
+        first, second = draws(2 * i), draws(2 * i + 1)
+        psi_stats, theta_stats = train_iteration(
+            setup.nets, setup.update_psi, setup.update_theta, (first, second), micro_batch=4
+        )
+        ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
+        loss_fake = naive.fake_score_step(first.z, first.c, first.t, first.eps, setup.empty)
+        loss_generator = naive.generator_step(second.z, second.c, second.t, second.eps, setup.empty)
+        assert psi_stats.loss.item() == pytest.approx(loss_fake, rel=1e-6)
+        assert theta_stats.loss.item() == pytest.approx(loss_generator, rel=1e-6, abs=1e-6)
+    # Adam's first steps are sign-like: where a gradient is rounding noise around zero the step is too, so the bulk must
+    # agree tightly and no element may be further off than the steps taken.
+    for ours, theirs in ((setup.psi, naive.psi), (setup.theta, naive.theta)):
+        gaps = torch.cat([(p - q).abs().flatten() for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)])
+        assert (gaps < 1e-9).double().mean() > 0.95
+        assert gaps.max() < 3.5e-4
+    gaps = torch.cat([(ema.average[n] - naive.average[n]).abs().flatten() for n in naive.average])
+    assert (gaps < 1e-9).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+@pytest.mark.parametrize("kappas", KAPPAS.values(), ids=KAPPAS.keys())
+def test_eps_form_equals_x0_form_in_value_and_gradient(kappas, alpha) -> None:
+    """Eq. 8 with Eq. 9, from noise predictions and from x0 predictions, differentiated through both networks."""
+    setup = Setup(kappas)
+    setup.disturb()
+    batch = draws(3)
+    schedule, k = setup.schedule, setup.nets.guidance
+    results = []
+    for form in ("eps", "x0"):
+        x_g = setup.nets.generator(batch.z, batch.c)
+        x_t = schedule.add_noise(x_g, batch.eps, batch.t)
+        real, fake2, fake3 = (
+            guided_eps(net, x_t, batch.t, batch.c, setup.empty, kappa)
+            for net, kappa in ((setup.nets.teacher, k.kappa4), (setup.nets.fake, k.kappa2), (setup.nets.fake, k.kappa3))
+        )
+        if form == "eps":
+            loss = generator_loss(real, fake2, fake3, batch.eps, schedule.noise_to_data_ratio(batch.t, x_t), alpha)
+        else:
+            f_phi, f_psi2, f_psi3 = (schedule.x0_from_eps(x_t, e, batch.t) for e in (real, fake2, fake3))
+            weight = (x_g - f_phi).abs().mean(dim=(1, 2, 3)).detach().clamp(min=1e-5)
+            bracket = f_psi3 - x_g if alpha == 1 else (f_phi - x_g) - alpha * (f_phi - f_psi3)
+            loss = ((f_phi - f_psi2) * bracket).sum(dim=(1, 2, 3)) / weight
+        gradients = torch.autograd.grad(loss.sum(), list(setup.theta.parameters()))
+        results.append((loss.detach(), gradients))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-9, atol=1e-9)
+    for g1, g2 in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(g1, g2, rtol=1e-7, atol=1e-7)
+
+
+def test_gradient_flows_through_both_score_networks() -> None:
+    """Stopping it at either network (SDS, DMD) is another algorithm, with another gradient."""
+    setup = Setup(KAPPAS["long"])
+    setup.disturb()
+    batch = draws(5)
+
+    def gradient(stop_real: bool, stop_fake: bool) -> Tensor:
+        x_g = setup.nets.generator(batch.z, batch.c)
+        x_t = setup.schedule.add_noise(x_g, batch.eps, batch.t)
+        real = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, 3)
+        fake = setup.nets.fake(x_t, batch.t, batch.c)
+        real, fake = real.detach() if stop_real else real, fake.detach() if stop_fake else fake
+        loss = generator_loss(real, fake, fake, batch.eps, setup.schedule.noise_to_data_ratio(batch.t, x_t))
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss.sum() / 8, list(setup.theta.parameters()))])
+
+    captured = capture_gradient(setup, batch)
+    full = gradient(False, False)
+    torch.testing.assert_close(captured, full, rtol=1e-9, atol=1e-9)
+    for stops in ((True, False), (False, True)):
+        assert (gradient(*stops) - full).norm() > 0.01 * full.norm()
+
+
+def capture_gradient(setup: Setup, batch: Batch, micro_batch: int = 8) -> Tensor:
+    """The generator's accumulated gradient just before its Adam step."""
+    found: list[Tensor] = []
+    setup.update_theta.optimizer.step = lambda: found.append(  # type: ignore[method-assign, assignment]
+        torch.cat([p.grad.flatten() for p in setup.theta.parameters()])  # type: ignore[union-attr]
+    )
+    update_generator(setup.nets, setup.update_theta, batch, micro_batch)
+    return found[0]
+
+
+@pytest.mark.parametrize("kappas", [KAPPAS["lsg"], KAPPAS["all different"]])
+def test_micro_batches_do_not_change_the_result(kappas) -> None:
+    """8 x 1 = 4 x 2 = 1 x 8: gradients to rounding, statistics too."""
+    reference = None
+    for micro_batch in (8, 4, 2, 1):
+        setup = Setup(kappas)
+        setup.disturb()
+        gradient = capture_gradient(setup, draws(9), micro_batch)
+        stats = update_fake_score(setup.nets, setup.update_psi, draws(8), micro_batch)
+        result = torch.cat([gradient, stats.loss.double().view(1)])
+        if reference is None:
+            reference = result
+        torch.testing.assert_close(result, reference, rtol=1e-6, atol=1e-10 * float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 0.5, 4.5])
+def test_equal_networks_and_scales_give_zero_gradient(kappa: float) -> None:
+    setup = Setup((1.0, kappa, kappa, kappa))
+    zero = capture_gradient(setup, draws(1))
+    setup = Setup((1.0, kappa, kappa, kappa + 1))
+    assert zero.norm() < 1e-12 * capture_gradient(setup, draws(1)).norm()
+
+
+def test_losses_are_sums_over_pixels_with_the_floor_of_eq_9() -> None:
+    eps, other = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
+    ratio = torch.tensor([0.5, 2.5, 13.0], dtype=torch.float64).view(3, 1, 1, 1)
+    for i in range(3):
+        assert fake_score_loss(other, eps)[i].item() == pytest.approx(((other[i] - eps[i]) ** 2).sum().item())
+    # eps_real = eps: f_phi = x_g, the denominator is at its floor and the loss finite.
+    loss = generator_loss(eps, other, other, eps, ratio)
+    for i in range(3):
+        f_difference = ratio[i] * (other[i] - eps[i])
+        expected = (f_difference * ratio[i] * (eps[i] - other[i])).sum() / 1e-5
+        assert loss[i].item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0, 2.0, 7.5])
+def test_guidance_passes_and_value(kappa: float) -> None:
+    """Eq. 6, with a single pass where one suffices; a dropped prompt makes both branches equal."""
+    seen: list[int] = []
+
+    def net(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x * c.mean(dim=(1, 2)).view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
+
+    x, c, empty = torch.randn(3, 1, 2, 2), torch.randn(3, 5, 2), torch.randn(1, 5, 2)
+    t = torch.tensor([1, 2, 3])
+    out = guided_eps(net, x, t, c, empty, kappa)
+    assert seen == [3 if kappa in (0, 1) else 6]
+    without, with_c = net(x, t, empty.expand_as(c)), net(x, t, c)
+    torch.testing.assert_close(out, without + kappa * (with_c - without))
+    dropped = guided_eps(net, x, t, empty.expand_as(c), empty, kappa)
+    torch.testing.assert_close(dropped, without)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("eps", [1e-8, 1e-6])
+def test_lean_adam_equals_torch_adam_bit_for_bit(dtype: torch.dtype, eps: float) -> None:
+    torch.manual_seed(0)
+    shapes = [(3, 5), (7,), (2, 3, 4), (1,)]
+    ours = [torch.nn.Parameter(torch.randn(s).to(dtype)) for s in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    lean = LeanAdam(ours, lr=1e-3, eps=eps, chunk=8)
+    adam = torch.optim.Adam(theirs, lr=1e-3, betas=(0.0, 0.999), eps=eps)
+    for step in range(50):
+        for p, q in zip(ours, theirs, strict=True):
+            grad = (torch.randn(p.shape) * 10 ** torch.randint(-3, 2, ()).item()).to(dtype)
+            # A parameter without a gradient in some steps is left alone by both.
+            p.grad, q.grad = (None, None) if step == 7 and p.ndim == 2 else (grad, grad.clone())
+        if step == 7:
+            continue
+        lean.step()
+        adam.step()
+        for p, q in zip(ours, theirs, strict=True):
+            assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16])
+@pytest.mark.parametrize("kappas", [KAPPAS["lsg"], KAPPAS["long"]])
+def test_every_trainable_parameter_gets_a_gradient_under_autocast(autocast, kappas) -> None:
+    """A pass inside no_grad must not poison autocast's weight cache (psi's update generates without gradient first)."""
+    setup = Setup(kappas, autocast=autocast, dtype=torch.float32)
+    setup.disturb()
+    for net, update, step in (
+        (setup.psi, setup.update_psi, update_fake_score),
+        (setup.theta, setup.update_theta, update_generator),
+    ):
+        missing: list[str] = []
+        update.optimizer.step = lambda net=net, missing=missing: missing.extend(  # type: ignore[method-assign, assignment]
+            n for n, p in net.named_parameters() if p.grad is None or not p.grad.any() or p.grad.dtype != torch.float32
+        )
+        step(setup.nets, update, draws(2, dtype=torch.float32), 4)
+        # Biases in front of a normalisation over few elements may have an exactly zero gradient; weights never.
+        assert [n for n in missing if n.endswith("weight")] == []
+        assert all(p.requires_grad for p in setup.psi.parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_sample_is_left_out_and_the_others_count(bad: float) -> None:
+    """The update with a spoilt sample in its own micro-batch equals the one whose loss leaves that sample out."""
+    batch, spoilt = draws(4), draws(4)
+    spoilt.z[3] = bad
+    clean = Setup(KAPPAS["lsg"])
+    clean.disturb()
+    with torch.no_grad():
+        kept = [i for i in range(8) if i != 3]
+    reference = Batch(*(x[kept] for x in (batch.z, batch.c, batch.t, batch.eps)))
+    expected = capture_gradient(clean, reference, 1)
+    setup = Setup(KAPPAS["lsg"])
+    setup.disturb()
+    gradient = capture_gradient(setup, spoilt, 1)
+    torch.testing.assert_close(gradient, expected)
+    stats = update_fake_score(setup.nets, setup.update_psi, spoilt, 4)
+    assert stats.skipped.item() == 1
+    assert all(p.isfinite().all() for p in setup.psi.parameters())
+
+
+def test_an_all_non_finite_batch_steps_with_zeros() -> None:
+    """No branch on the host, no hang: gradients are zeros and the weights stay."""
+    setup = Setup(KAPPAS["long"])
+    before = parameters(setup.theta)
+    batch = draws(0)
+    batch.z[:] = float("nan")
+    stats = update_generator(setup.nets, setup.update_theta, batch, 4)
+    assert stats.skipped.item() == 8
+    for name, p in setup.theta.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def test_updates_touch_only_their_own_network() -> None:
+    setup = Setup(KAPPAS["lsg"])
+    setup.disturb()
+    phi, psi, theta = (parameters(n) for n in (setup.phi, setup.psi, setup.theta))
+    update_fake_score(setup.nets, setup.update_psi, draws(1), 8)
+    assert all(torch.equal(p, theta[n]) for n, p in setup.theta.named_parameters())
+    assert not all(torch.equal(p, psi[n]) for n, p in setup.psi.named_parameters())
+    psi = parameters(setup.psi)
+    update_generator(setup.nets, setup.update_theta, draws(2), 8)
+    assert all(torch.equal(p, psi[n]) for n, p in setup.psi.named_parameters())
+    assert not all(torch.equal(p, theta[n]) for n, p in setup.theta.named_parameters())
+    assert all(torch.equal(p, phi[n]) for n, p in setup.phi.named_parameters())
+
+
+def test_generator_input_is_sigma_z(monkeypatch) -> None:
+    """Eq. 9: the network sees sigma_{t_init} z at t_init, and x_g = (sigma z - sigma eps) / a."""
+    schedule = NoiseSchedule.from_config(SD_BETAS)
+    seen = {}
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def forward(self, x, t, c):
+            seen.update(x=x, t=t)
+            return type("Output", (), {"sample": 0 * x})
+
+    z = torch.randn(2, 4, 4, 4, dtype=torch.float64)
+    x_g = OneStepGenerator(Denoiser(Net(), schedule), 625)(z, torch.zeros(2, 1, 1, dtype=torch.float64))
+    sigma = (1 - 0.1377686) ** 0.5
+    torch.testing.assert_close(seen["x"], sigma * z, rtol=1e-6, atol=1e-6)
+    assert seen["t"].tolist() == [625, 625]
+    torch.testing.assert_close(x_g, 2.501706 * z, rtol=1e-5, atol=1e-6)
+
+
+def test_ema_half_life_and_ramp_up() -> None:
+    assert ema_decay(0, 512, 50_000, 0.05) == 0  # the first average is theta itself
+    assert ema_decay(10_000_000, 512, 50_000, 0.05) == pytest.approx(1 - 0.0071, abs=5e-5)
+    assert ema_decay(100_000, 512, 50_000, 0.05) == 0.5 ** (512 / 5000)
+    assert ema_decay(0, 512, 50_000, None) == 0.5 ** (512 / 50_000)
+    decay = 1.0
+    for _ in range(100):
+        decay *= ema_decay(10**7, 500, 50_000, 0.05)
+    assert decay == pytest.approx(0.5)
+
+
+def test_every_named_strategy_has_a_legal_default() -> None:
+    for strategy in STRATEGIES.values():
+        assert all(k >= 0 for k in strategy.spread(strategy.default))
