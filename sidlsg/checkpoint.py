@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,7 +36,8 @@ class Checkpoints:
         """Write ``{name}.safetensors`` for each group of tensors and ``state.json``; then drop the oldest."""
         target = self.folder / f"{images_seen:012d}"
         temporary = self.folder / f".{target.name}.part"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for stale in self.folder.glob(".*.part"):
+            shutil.rmtree(stale, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             sizes = {}
@@ -68,8 +68,8 @@ class Checkpoints:
             return "free some space and run the same command again"
         return f"{kept[-1]} is intact: free some space and run the same command again to go on from there"
 
-    def load_latest(self, device: torch.device) -> tuple[Tensors, dict[str, Any], list[str]] | None:
-        """The newest readable checkpoint as (tensors, state, warnings about newer damaged ones); None without any.
+    def load_latest(self) -> tuple[Tensors, dict[str, Any], list[str]] | None:
+        """The newest readable checkpoint as (tensors on the CPU, state, warnings about newer damaged ones); None without.
 
         Raises SidlsgError when there are checkpoints but every one is damaged.
         """
@@ -80,9 +80,9 @@ class Checkpoints:
                 for name, size in state["files"].items():
                     if (path / name).stat().st_size != size:
                         raise ValueError(f"{name} is {(path / name).stat().st_size} bytes, not {size}")
-                tensors = {Path(name).stem: load_file(path / name, device=str(device)) for name in state["files"]}
+                tensors = {Path(name).stem: load_file(path / name) for name in state["files"]}
                 return tensors, state, damaged
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 damaged.append(f"checkpoint {path} is damaged ({error})")
         if damaged:
             raise SidlsgError(

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,6 @@ class Config:
                 value = getattr(self, name)
                 raise UsageError(f'{name} is "{value}"{nearest(value, known)}')
         make_guidance(self.strategy, self.kappa)
-        self.rounds(self.processes)
 
     @property
     def guidance(self) -> Guidance:
@@ -142,12 +142,12 @@ def parse_count(text: str | int | float, name: str = "images") -> int:
         match = re.fullmatch(r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+]?[0-9]{1,2})?)\s*([kKmM]?)\s*", text)
         if not match:
             raise UsageError(f'{name} is "{text}"; write a count such as 12800, 50k or 10M')
-        value = float(match[1].replace("_", "")) * {"": 1, "k": 1e3, "m": 1e6}[match[2].lower()]
+        value = Decimal(match[1].replace("_", "")).scaleb({"": 0, "k": 3, "m": 6}[match[2].lower()])
     else:
-        value = float(text)
-    if not (math.isfinite(value) and value >= 0 and abs(value - round(value)) < 1e-6):
+        value = Decimal(text)
+    if not (value.is_finite() and 0 <= value <= 10**15 and value == int(value)):
         raise UsageError(f'{name} is "{text}"; it must be a whole number of images')
-    return round(value)
+    return int(value)
 
 
 def parse_kappa(text: str) -> tuple[float, ...]:
@@ -182,7 +182,7 @@ def _convert(name: str, value: Any) -> Any:
     if kind is float and number:
         return float(value)
     # YAML 1.1 reads 1e-6 (without a dot) as text.
-    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+e[+-]?[0-9]+", value):
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)e[+-]?[0-9]+", value):
         return float(value)
     if kind is str and isinstance(value, str):
         return value
@@ -212,6 +212,8 @@ def load_settings(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not a preset (brackets are nested thousands deep)") from None
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
@@ -225,9 +227,15 @@ def load_settings(path: Path) -> dict[str, Any]:
         if key in settings:
             raise UsageError(f'{path}, line {line}: "{key}" is given twice')
         try:
-            settings[key] = _convert(key, loader.construct_object(value_node, deep=True))
-        except (ValueError, yaml.YAMLError) as error:
+            value = loader.construct_object(value_node, deep=True)
+        except Exception:  # a tag or a date that does not fit its text: PyYAML raises half a dozen types
+            raise UsageError(f"{path}, line {line}: the value of {key} is not valid YAML") from None
+        try:
+            settings[key] = _convert(key, value)
+        except ValueError as error:
             raise UsageError(f"{path}, line {line}: {key} must be {error}") from None
+        except OverflowError:
+            raise UsageError(f"{path}, line {line}: {key} is too large a number") from None
         except UsageError as error:
             raise UsageError(f"{path}, line {line}: {error}") from None
     return settings
@@ -256,8 +264,6 @@ def make_config(preset: str | None, options: Mapping[str, Any]) -> Config:
     given = {name: value for name, value in options.items() if value is not None}
     if "strategy" in given and "kappa" not in given:
         settings.pop("kappa", None)
-    if len(given.get("kappa") or ()) == 1 and len(settings.get("kappa") or ()) == 4:
-        given.setdefault("strategy", settings.get("strategy", Config.strategy))
     settings.update(given)
     return Config(**settings)
 
@@ -265,10 +271,10 @@ def make_config(preset: str | None, options: Mapping[str, Any]) -> Config:
 def passes_per_image(guidance: Guidance) -> dict[str, int]:
     """UNet passes for one image (one sample of each update): forward, full backward, input-only backward.
 
-    The counts behind Table 4's times; eps_{psi, kappa3} is the pass of kappa2 when the two are equal.
+    The counts behind Table 4's times; psi's passes serve kappa2 and kappa3 alike.
     """
     k1, k2, k3, k4 = guidance
-    fake = network_passes(k2) + (network_passes(k3) if k3 != k2 else 0)
+    fake = network_passes(k2, k3)
     return {
         "forward": 1 + network_passes(k1) + 1 + fake + network_passes(k4),
         "full backward": network_passes(k1) + 1,

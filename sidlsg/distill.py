@@ -46,7 +46,7 @@ def update_fake_score(nets: Networks, update: NetworkUpdate, batch: Batch, micro
         with torch.no_grad():
             x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
         x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
-        eps_fake = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa1)  # Eq. 6
+        (eps_fake,) = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa1)  # Eq. 6
         update.accumulate(fake_score_loss(eps_fake, eps), keep, x_g)  # Eq. 7
     return update.step()
 
@@ -58,10 +58,8 @@ def update_generator(nets: Networks, update: NetworkUpdate, batch: Batch, micro_
         for z, c, t, eps in batch.split(micro_batch):
             x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
             x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
-            eps_real = guided_eps(nets.teacher, x_t, t, c, nets.empty, kappa.kappa4)  # Eq. 6
-            eps_fake2 = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa2)
-            same = kappa.kappa2 == kappa.kappa3
-            eps_fake3 = eps_fake2 if same else guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa3)
+            (eps_real,) = guided_eps(nets.teacher, x_t, t, c, nets.empty, kappa.kappa4)  # Eq. 6
+            eps_fake2, eps_fake3 = guided_eps(nets.fake, x_t, t, c, nets.empty, kappa.kappa2, kappa.kappa3)
             ratio = schedule.noise_to_data_ratio(t, x_t)
             loss = generator_loss(eps_real, eps_fake2, eps_fake3, eps, ratio, nets.alpha)  # Eqs. 8 and 9
             update.accumulate(loss, keep, x_g.detach())

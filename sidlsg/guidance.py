@@ -61,24 +61,24 @@ def make_guidance(strategy: str, kappa: tuple[float, ...] | None) -> Guidance:
 
     Raises UsageError for an unknown strategy, a count of numbers other than 1 or 4, or a negative or non-finite scale.
     """
-    if kappa is not None and len(kappa) == 4:
-        return Guidance(*kappa)
     if strategy not in STRATEGIES:
         raise UsageError(f'unknown strategy "{strategy}"{nearest(strategy, STRATEGIES)}')
+    if kappa is not None and len(kappa) == 4:
+        return Guidance(*kappa)
     if kappa is not None and len(kappa) != 1:
         raise UsageError(f"kappa takes one number or four (k1,k2,k3,k4), not {len(kappa)}")
     return STRATEGIES[strategy].spread(STRATEGIES[strategy].default if kappa is None else kappa[0])
 
 
-def network_passes(kappa: float) -> int:
-    """Forward passes that one guided evaluation takes: kappa = 1 needs only c, kappa = 0 only the empty prompt."""
-    return 1 if kappa in (0, 1) else 2
+def network_passes(*kappas: float) -> int:
+    """Forward passes for guided evaluations of one network at one point: kappa = 1 needs only c, kappa = 0 only ""."""
+    return any(kappa != 0 for kappa in kappas) + any(kappa != 1 for kappa in kappas)
 
 
 def guided_eps(
-    net: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor, c: Tensor, empty: Tensor, kappa: float
-) -> Tensor:
-    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6), in as few passes as kappa allows.
+    net: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor, c: Tensor, empty: Tensor, *kappas: float
+) -> tuple[Tensor, ...]:
+    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6) for each kappa, in as few passes as they allow.
 
     Args:
         net: maps (x_t [B, C, H, W], t [B], c [B, L, D]) to eps [B, C, H, W].
@@ -86,11 +86,11 @@ def guided_eps(
     """
     import torch
 
-    if kappa == 1:
-        return net(x_t, t, c)
     empty = empty.expand_as(c)
-    if kappa == 0:
-        return net(x_t, t, empty)
+    if all(kappa == 1 for kappa in kappas):
+        return (net(x_t, t, c),) * len(kappas)
+    if all(kappa == 0 for kappa in kappas):
+        return (net(x_t, t, empty),) * len(kappas)
     both = net(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([empty, c]))
     eps_empty, eps_c = both.chunk(2)
-    return eps_empty + kappa * (eps_c - eps_empty)
+    return tuple(eps_empty + kappa * (eps_c - eps_empty) for kappa in kappas)

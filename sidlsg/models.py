@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,19 +41,23 @@ class Model:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent at the model's own resolution, from its configs."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (self.unet.config.in_channels, height, width)
+        return unet_latent_shape(self.unet)
 
     def encode(self) -> TextEncoder:
         return TextEncoder(self.tokenizer, self.text_encoder)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], float32; the VAE runs in its own dtype."""
-        dtype = next(self.vae.parameters()).dtype
-        images = self.vae.decode(latents.to(dtype) / self.vae.config.scaling_factor).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        """Scaled latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], by the VAE in float32."""
+        images = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
+        return (images / 2 + 0.5).clamp(0, 1)
+
+
+def unet_latent_shape(unet: Any) -> tuple[int, int, int]:
+    """(C, H, W) that a UNet was made for."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (unet.config.in_channels, height, width)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -85,7 +91,7 @@ def quiet_libraries() -> None:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    """Load an alias, folder or hub id.
+    """Load an alias, folder or hub id; ``dtype`` is for UNet and text encoder, the VAE is always float32.
 
     Raises UsageError for what is not a Stable Diffusion model, SidlsgError for a missing network, a missing or a corrupt
     file, naming it.
@@ -116,7 +122,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
                 "If the file is corrupt or cut short, fetch or copy it again."
             ) from error
 
-    def weights(kind: Any, name: str) -> Any:
+    def weights(kind: Any, name: str, dtype: torch.dtype = dtype) -> Any:
         options = {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
         model = part(kind, name, use_safetensors=True, **options)
         return model.to(device).eval().requires_grad_(False)
@@ -131,7 +137,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
         source=source,
         tokenizer=part(CLIPTokenizer, "tokenizer"),
         text_encoder=weights(CLIPTextModel, "text_encoder"),
-        vae=weights(AutoencoderKL, "vae"),
+        vae=weights(AutoencoderKL, "vae", torch.float32),
         unet=weights(UNet2DConditionModel, "unet"),
         scheduler_config=scheduler_config,
         schedule=NoiseSchedule.from_config(scheduler_config),
@@ -187,3 +193,16 @@ def configure_unet(unet: Any, config: Config, device: torch.device) -> str:
         unet.to(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     return attention
+
+
+@contextmanager
+def plain_attention(unet: Any) -> Iterator[None]:
+    """Attention written out in matrix products and a softmax, inside the block: slow, large, and surely right."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    kept = dict(unet.attn_processors)
+    unet.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from sidlsg.config import Config, passes_per_image
@@ -55,10 +56,10 @@ def plan(
         "EMA": f"half-life {config.ema_half_life:,} images, fp32" if config.ema else "none",
         "run folder": str(out),
         "writes": f"metrics every {config.log_every:,} images, a checkpoint every {config.checkpoint_every:,} "
-        f"(the newest {config.keep_checkpoints} are kept), 10 or 11 sample grids, student/ at the end",
+        f"(the newest {config.keep_checkpoints} are kept), sample grids at Fig. 2's spacing, student/ at the end",
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     return Group(table, "", *_notes(config, processes), _settings(config, preset))
 
 
@@ -83,9 +84,12 @@ def _notes(config: Config, processes: int) -> list[str]:
 
 def _settings(config: Config, preset: str | None) -> RenderableType:
     """Every setting, in two columns."""
-    values = [f"{name}: {'null' if v is None else v}" for name, v in config.as_dict().items()]
+    values = [escape(f"{name}: {'null' if v is None else v}") for name, v in config.as_dict().items()]
     table = Table(
-        title=f"effective configuration (preset: {preset or 'none'})", title_justify="left", box=None, show_header=False
+        title=f"effective configuration (preset: {escape(preset or 'none')})",
+        title_justify="left",
+        box=None,
+        show_header=False,
     )
     half = -(-len(values) // 2)
     for left, right in zip(values[:half], [*values[half:], ""], strict=False):

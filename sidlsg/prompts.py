@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _clean(line: bytes) -> str:
+    """A line without white space at its ends, and without the byte order mark some editors put in front of a file."""
+    return line.decode("utf-8").removeprefix("\ufeff").strip()
+
+
 class PromptFile(Sequence[str]):
-    """The non-blank lines of a text file, stripped, read on demand: twelve million prompts cost 100 MB.
+    """The non-blank lines of a text file, stripped, read on demand: a prompt costs 16 bytes of memory.
 
     Raises UsageError when the file is missing, not a file, holds no prompt, or is not UTF-8 (naming the line).
     """
@@ -39,7 +44,7 @@ class PromptFile(Sequence[str]):
         for number, line in enumerate(iter(self._read_line, b""), start=1):
             digest.update(line)
             try:
-                blank = not line.decode("utf-8").strip()
+                blank = not _clean(line)
             except UnicodeDecodeError as error:
                 raise UsageError(
                     f"prompt file {path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); "
@@ -67,7 +72,7 @@ class PromptFile(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self._spans[index]
-        return self._data[start:end].decode("utf-8").strip()
+        return _clean(self._data[start:end])
 
     def __repr__(self) -> str:
         return f"{self.path} ({len(self):,} prompts, sha256 {self.sha256[:12]})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tarfile
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def locate(name: str) -> Location:
     if name in registry():
         entry = registry()[name]
         return Location(name, entry.folder, entry.repositories, entry)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves an unknown ~user as it is
     if path.is_dir():
         return Location(name, folder=path)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.exists():
@@ -110,11 +111,14 @@ def _download_prompt_list(name: str, target: Path) -> None:
                     source = tar.extractfile(member) if Path(member.name).name == PROMPT_LISTS[name] else None
                     if source is not None:
                         target.parent.mkdir(parents=True, exist_ok=True)
-                        temporary = target.with_suffix(".part")
-                        with temporary.open("wb") as file:
-                            while block := source.read(1 << 20):
-                                file.write(block)
-                        temporary.replace(target)
+                        temporary = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
+                        try:
+                            with temporary.open("wb") as file:
+                                while block := source.read(1 << 20):
+                                    file.write(block)
+                            temporary.replace(target)
+                        finally:
+                            temporary.unlink(missing_ok=True)
                         return
     except Exception as error:  # the hub client raises many unrelated types for "no network"
         raise SidlsgError(f"cannot download the prompt list {name} ({type(error).__name__}); {help_text}") from error

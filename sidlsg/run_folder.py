@@ -67,12 +67,8 @@ class RunFolder:
         """Whether the run of this configuration has ended here with its student written."""
         return self.student.is_dir() and self.config.is_file() and self.load_config() == config
 
-    def claim(self, config: Config) -> None:
-        """Make the folder, or check that the run in it is this one; writes ``config.yaml``.
-
-        Raises UsageError when it belongs to another run (naming what differs) or holds other files, SidlsgError when it
-        cannot be written.
-        """
+    def check(self, config: Config) -> None:
+        """Raise UsageError when the folder belongs to another run (naming what differs) or holds other files."""
         if self.config.is_file():
             old, new = self.load_config().as_dict(), config.as_dict()
             differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE and old[k] != new[k]]
@@ -83,6 +79,10 @@ class RunFolder:
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
+
+    def claim(self, config: Config) -> None:
+        """Make the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
+        self.check(config)
         try:
             for folder in (self.path, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)

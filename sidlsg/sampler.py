@@ -56,14 +56,14 @@ def many_steps(model: Model, prompts: Sequence[str], seeds: Sequence[int], steps
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
+    latents = pipeline(
         prompt=list(prompts),
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="pt",
+        output_type="latent",
     ).images
-    return images.float()
+    return model.decode(latents)
 
 
 def sample(

@@ -102,13 +102,21 @@ def save_student(folder: Path, teacher: Model, unet: Any, t_init: int, note: dic
     )
 
 
+def student_is_newest(folder: RunFolder) -> bool:
+    """Whether the run has a student, and no checkpoint beyond it (a finished run may have been extended)."""
+    if not (folder.student / STUDENT_FILE).is_file():
+        return False
+    note = json.loads((folder.student / STUDENT_FILE).read_text(encoding="utf-8"))
+    return all(int(path.name) <= note["images_seen"] for path in Checkpoints(folder.checkpoints).list())
+
+
 def student_of_checkpoint(folder: RunFolder, device: torch.device, dtype: torch.dtype) -> Model:
     """The generator of a run that is not finished, from its newest checkpoint (averaged, when the run averages).
 
     Raises UsageError when there is no checkpoint yet.
     """
     config = folder.load_config()
-    loaded = Checkpoints(folder.checkpoints).load_latest(torch.device("cpu"))
+    loaded = Checkpoints(folder.checkpoints).load_latest()
     if loaded is None:
         raise UsageError(f"the run in {folder.path} has no checkpoint yet; the first grids are in {folder.samples}")
     tensors, state, _ = loaded

@@ -7,7 +7,6 @@ the weights and the optimiser's state.
 from __future__ import annotations
 
 import json
-import math
 import resource
 import signal
 import sys
@@ -21,18 +20,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from sidlsg import __version__, distributed, rng
 from sidlsg.checkpoint import Checkpoints
 from sidlsg.config import Config
 from sidlsg.denoiser import Denoiser, OneStepGenerator
-from sidlsg.distill import Batch, Networks, train_iteration, update_generator
+from sidlsg.distill import Batch, Networks, train_iteration
 from sidlsg.ema import Ema, ema_decay
-from sidlsg.errors import SidlsgError
-from sidlsg.guidance import Guidance
+from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.models import DTYPES, configure_unet, load_model, pick_device
 from sidlsg.optim import LeanAdam
+from sidlsg.preflight import preflight
 from sidlsg.progress import NOTE, RunProgress
 from sidlsg.prompts import PromptFile
 from sidlsg.run_folder import RunFolder
@@ -59,12 +59,13 @@ class Trainer:
         self.processes = distributed.start(self.device)
         self.console = console if self.processes.main else Console(quiet=True)
         config.rounds(self.processes.world)
-        if self.processes.main:
-            folder.claim(config)
-        distributed.barrier()
+        folder.check(config)
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
         self._build()
+        if self.processes.main:
+            folder.claim(config)
+        distributed.barrier()
 
     # -- setting up ---------------------------------------------------------------------------------------------------
 
@@ -114,43 +115,6 @@ class Trainer:
         z, eps, t = (x.to(self.device, non_blocking=True) for x in (draws.z, draws.eps, draws.t))
         return Batch(z, c, t, eps)
 
-    def preflight(self) -> None:
-        """Checks that cost seconds and save days; only for a run that starts.
-
-        With psi = phi and kappa2 = kappa4 the generator's gradient is zero, up to the rounding of terms that cancel. If
-        it is not, the networks are not the copies they should be, or an attention kernel's gradient is wrong.
-        """
-        config, k4 = self.config, self.config.guidance.kappa4
-        draws = rng.draw(config.seed, rng.PREFLIGHT, 0, 1, self.teacher.latent_shape, config.t_init, config.t_init)
-        c = self.encode([self.prompts[0]])
-        z, eps, t = (x.to(self.device) for x in (draws.z, draws.eps, draws.t))
-
-        def gradient_norm(guidance: Guidance) -> float:
-            probe = _Probe(self.generator)
-            nets = Networks(**{**vars(self.nets), "guidance": guidance})
-            update_generator(nets, probe, Batch(z, c, t, eps), 1)  # type: ignore[arg-type]
-            return probe.norm
-
-        same = gradient_norm(Guidance(1, k4, k4, k4))
-        other = gradient_norm(Guidance(1, k4, k4, k4 + 1))
-        tolerance = (1e-4 if config.precision == "fp32" else 0.02) * other
-        if not (math.isfinite(other) and other > 0):
-            raise SidlsgError(
-                f"pre-flight: the generator's gradient is {other} before the first update; try --precision fp32"
-            )
-        if not same <= tolerance:
-            raise SidlsgError(
-                f"pre-flight: with ψ = φ and κ2 = κ4 the generator's gradient must be zero, but its norm is {same:.3g} "
-                f"(against {other:.3g} with κ4 raised by 1). The attention kernel or the precision is at fault: "
-                "try attention: eager in the preset, or --precision fp32."
-            )
-        self.console.print(
-            f"pre-flight: ψ = φ gives zero generator gradient ({same:.1g} against {other:.3g} with κ4 + 1); latents are never "
-            f"clipped; {self.teacher.schedule.prediction_type} teacher, σ/a at t_init "
-            f"{self.teacher.schedule.noise_to_data_ratio(config.t_init, torch.zeros(1, dtype=torch.float64)).item():.4f}",
-            highlight=False,
-        )
-
     # -- state --------------------------------------------------------------------------------------------------------
 
     def _groups(self) -> dict[str, dict[str, Tensor]]:
@@ -166,7 +130,7 @@ class Trainer:
         return groups  # type: ignore[return-value]
 
     def save(self) -> None:
-        """Write a checkpoint of images_seen, unless it is there."""
+        """Write a checkpoint of the state at images_seen."""
         if self.processes.main:
             steps = {
                 "fake": self.psi.optimizer.param_groups[0]["step"],
@@ -175,18 +139,28 @@ class Trainer:
             self.checkpoints.save(
                 self.images_seen,
                 self._groups(),
-                {"adam_steps": steps, "precision": self.config.precision, "sidlsg": __version__},
+                {
+                    "adam_steps": steps,
+                    "precision": self.config.precision,
+                    "prompts_sha256": self.prompts.sha256,
+                    "sidlsg": __version__,
+                },
             )
         distributed.barrier()
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest(self.device)
+        loaded = self.checkpoints.load_latest()
         if loaded is None:
             return False
         tensors, state, warnings = loaded
+        if state["prompts_sha256"] != self.prompts.sha256:
+            raise UsageError(
+                f"{self.prompts.path} is not the prompt file this run was started with (its content has changed); "
+                "put the old one back, or give another --out to start a new run"
+            )
         for warning in warnings:
-            self.console.print(f"[yellow]warning:[/] {warning}; going on from the one before", highlight=False)
+            self.console.print(f"[yellow]warning:[/] {escape(warning)}; going on from the one before", highlight=False)
         with torch.no_grad():
             for name, group in self._groups().items():
                 if tensors.get(name, {}).keys() != group.keys():
@@ -210,7 +184,11 @@ class Trainer:
         if self.resume():
             self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
         else:
-            self.preflight()
+            if self.processes.main:
+                self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
+            self.console.print(
+                preflight(self.nets, config, self.prompts[0], self.encode, self.attention), highlight=False
+            )
             self.grid()
         grids = sorted(
             {round(share * config.images / config.batch) * config.batch for share in GRID_SHARES} | {config.images}
@@ -226,17 +204,19 @@ class Trainer:
                 before = self.images_seen
                 self.iterate(window)
                 crossed = _crossed(before, self.images_seen)
+                if progress.due():
+                    psi, theta = window[-1]
+                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
                 if crossed(config.log_every) or self.images_seen >= config.images:
                     seconds = time.monotonic() - begun
                     self._log(window, (self.images_seen - logged) / seconds)
                     window, begun, logged = [], time.monotonic(), self.images_seen
-                if window and progress.due():
-                    psi, theta = window[-1]
-                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
                 if any(before < at <= self.images_seen for at in grids):
                     self.grid()
                 stopping = distributed.any_process(stop.is_set())
                 if crossed(config.checkpoint_every) or stopping or self.images_seen >= config.images:
+                    if window:
+                        self._check(window)  # a checkpoint of a diverged run would only hide the good one before
                     self.save()
                 if stopping and self.images_seen < config.images:
                     raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
@@ -253,14 +233,7 @@ class Trainer:
 
     def _log(self, window: list[tuple[Stats, Stats]], rate: float) -> None:
         """Append a line to metrics.jsonl (means over the window) and check that the run is sane."""
-        columns = [
-            torch.stack([psi.loss for psi, _ in window]).mean(),
-            torch.stack([theta.loss for _, theta in window]).mean(),
-            torch.stack([psi.skipped + theta.skipped for psi, theta in window]).sum(),
-            torch.stack([theta.x_mean for _, theta in window]).mean(),
-            torch.stack([theta.x_std for _, theta in window]).mean(),
-        ]
-        loss_fake, loss_generator, skipped, mean, std = torch.stack(columns).tolist()
+        loss_fake, loss_generator, skipped, mean, std = _means(window)
         if self.processes.main:
             line = {
                 "images_seen": self.images_seen,
@@ -274,6 +247,11 @@ class Trainer:
             }
             with self.folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self._check(window)
+
+    def _check(self, window: list[tuple[Stats, Stats]]) -> None:
+        """Raise SidlsgError when the latents' statistics have left their band, or nothing finite is left."""
+        _, _, skipped, mean, std = _means(window)
         low, high = self.config.latent_std
         sane = abs(mean) <= self.config.latent_mean and low <= std <= high
         if not sane or skipped >= 2 * self.config.batch * len(window):
@@ -281,8 +259,12 @@ class Trainer:
             raise SidlsgError(
                 f"the generator has diverged at {self.images_seen:,} images: its latents have mean {mean:.3g} and standard "
                 f"deviation {std:.3g} (allowed: ±{self.config.latent_mean:g}, {low:g} to {high:g}), {int(skipped)} samples were "
-                f"not finite. Try a smaller --lr, or --precision fp32 or bf16. "
-                + (f"The last checkpoint, {last[-1]}, is kept." if last else "No checkpoint had been written yet.")
+                f"not finite. Start again with a smaller --lr, or --precision fp32 or bf16, in another --out. "
+                + (
+                    f"The last checkpoint before, {last[-1]}, is kept."
+                    if last
+                    else "No checkpoint had been written yet."
+                )
             )
 
     @torch.no_grad()
@@ -319,19 +301,16 @@ class Trainer:
             save_student(self.folder.student, self.teacher, self.generator, config.t_init, note)
 
 
-class _Probe:
-    """Stands in for a NetworkUpdate: takes the gradient's norm and leaves no trace."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.parameters = list(module.parameters())
-        self.norm = math.nan
-
-    def accumulate(self, loss: Tensor, keep: Tensor, x_g: Tensor) -> None:
-        gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        self.norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
-
-    def step(self) -> None:
-        return None
+def _means(window: list[tuple[Stats, Stats]]) -> list[float]:
+    """Over a window of iterations: both losses, samples skipped, mean and standard deviation of x_g. Waits for the GPU."""
+    columns = [
+        torch.stack([psi.loss for psi, _ in window]).mean(),
+        torch.stack([theta.loss for _, theta in window]).mean(),
+        torch.stack([psi.skipped + theta.skipped for psi, theta in window]).sum(),
+        torch.stack([theta.x_mean for _, theta in window]).mean(),
+        torch.stack([theta.x_std for _, theta in window]).mean(),
+    ]
+    return torch.stack(columns).tolist()
 
 
 def _crossed(before: int, after: int) -> Any:

@@ -18,16 +18,21 @@ from sidlsg.optim import LeanAdam
 INFINITY = 1e5
 
 
+def limit(grad: Tensor) -> float:
+    """What ±inf becomes in a dtype: ±1e5, or the largest half."""
+    return min(INFINITY, torch.finfo(grad.dtype).max)
+
+
 def scrub(grad: Tensor) -> Tensor:
-    """NaN to 0, ±inf to ±1e5; exactly the same tensor values where all are finite."""
-    limit = min(INFINITY, torch.finfo(grad.dtype).max)
-    return torch.nan_to_num(grad, nan=0.0, posinf=limit, neginf=-limit)
+    """NaN to 0, ±inf to ±1e5; exactly the same values where all are finite."""
+    return torch.nan_to_num(grad, nan=0.0, posinf=limit(grad), neginf=-limit(grad))
 
 
 def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
     """x_g with non-finite samples replaced by zeros, and which samples to keep [B] (bool).
 
-    A gradient that comes back non-finite for one sample stops here, so it cannot spoil the others.
+    A gradient that comes back non-finite for one sample stops here, so it cannot spoil the others. (A sample that is
+    already non-finite inside the network empties the weights' gradients of its micro-batch, never more.)
     """
     keep = x_g.isfinite().flatten(1).all(1)
     if x_g.requires_grad:
@@ -91,6 +96,8 @@ class NetworkUpdate:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         sums = torch.stack(self._sums).sum(0)
         all_reduce_sum([*gradients, sums])
+        for gradient in gradients:  # sums of finite halves can overflow
+            torch.nan_to_num_(gradient, nan=0.0, posinf=limit(gradient), neginf=-limit(gradient))
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()

@@ -11,7 +11,9 @@ import torch
 
 
 class NaiveAlgorithm1:
-    def __init__(self, unet, kappas, *, alpha=1.0, t_init=625, lr=1e-4, batch=8, half_life=50_000, ramp_up=0.05, v=False):
+    def __init__(
+        self, unet, kappas, *, alpha=1.0, t_init=625, lr=1e-4, batch=8, half_life=50_000, ramp_up=0.05, v=False
+    ):
         self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
         self.phi.requires_grad_(False)
         self.k1, self.k2, self.k3, self.k4 = kappas

@@ -13,7 +13,7 @@ from torch import Tensor
 from sidlsg.denoiser import Denoiser, OneStepGenerator
 from sidlsg.distill import Batch, Networks, train_iteration, update_fake_score, update_generator
 from sidlsg.ema import Ema, ema_decay
-from sidlsg.guidance import STRATEGIES, Guidance, guided_eps
+from sidlsg.guidance import STRATEGIES, Guidance, guided_eps, network_passes
 from sidlsg.losses import fake_score_loss, generator_loss
 from sidlsg.optim import LeanAdam
 from sidlsg.schedule import NoiseSchedule
@@ -107,10 +107,8 @@ def test_eps_form_equals_x0_form_in_value_and_gradient(kappas, alpha) -> None:
     for form in ("eps", "x0"):
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = schedule.add_noise(x_g, batch.eps, batch.t)
-        real, fake2, fake3 = (
-            guided_eps(net, x_t, batch.t, batch.c, setup.empty, kappa)
-            for net, kappa in ((setup.nets.teacher, k.kappa4), (setup.nets.fake, k.kappa2), (setup.nets.fake, k.kappa3))
-        )
+        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, k.kappa4)
+        fake2, fake3 = guided_eps(setup.nets.fake, x_t, batch.t, batch.c, setup.empty, k.kappa2, k.kappa3)
         if form == "eps":
             loss = generator_loss(real, fake2, fake3, batch.eps, schedule.noise_to_data_ratio(batch.t, x_t), alpha)
         else:
@@ -134,7 +132,7 @@ def test_gradient_flows_through_both_score_networks() -> None:
     def gradient(stop_real: bool, stop_fake: bool) -> Tensor:
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = setup.schedule.add_noise(x_g, batch.eps, batch.t)
-        real = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, 3)
+        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, 3)
         fake = setup.nets.fake(x_t, batch.t, batch.c)
         real, fake = real.detach() if stop_real else real, fake.detach() if stop_fake else fake
         loss = generator_loss(real, fake, fake, batch.eps, setup.schedule.noise_to_data_ratio(batch.t, x_t))
@@ -204,12 +202,17 @@ def test_guidance_passes_and_value(kappa: float) -> None:
 
     x, c, empty = torch.randn(3, 1, 2, 2), torch.randn(3, 5, 2), torch.randn(1, 5, 2)
     t = torch.tensor([1, 2, 3])
-    out = guided_eps(net, x, t, c, empty, kappa)
+    (out,) = guided_eps(net, x, t, c, empty, kappa)
     assert seen == [3 if kappa in (0, 1) else 6]
     without, with_c = net(x, t, empty.expand_as(c)), net(x, t, c)
     torch.testing.assert_close(out, without + kappa * (with_c - without))
-    dropped = guided_eps(net, x, t, empty.expand_as(c), empty, kappa)
+    (dropped,) = guided_eps(net, x, t, empty.expand_as(c), empty, kappa)
     torch.testing.assert_close(dropped, without)
+    seen.clear()
+    pair = guided_eps(net, x, t, c, empty, kappa, 1.0)
+    assert sum(seen) == 3 * network_passes(kappa, 1.0) == (3 if kappa == 1 else 6)
+    torch.testing.assert_close(pair[0], out)
+    torch.testing.assert_close(pair[1], with_c)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -284,6 +287,18 @@ def test_an_all_non_finite_batch_steps_with_zeros() -> None:
     assert stats.skipped.item() == 8
     for name, p in setup.theta.named_parameters():
         assert torch.equal(p, before[name])
+
+
+def test_halves_that_overflow_when_added_do_not_poison_the_optimiser() -> None:
+    """Two micro-batches of finite half gradients can add up to inf; Adam would turn inf / inf into NaN for good."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+    module = torch.nn.Module()
+    module.register_parameter("weight", weight)
+    update = NetworkUpdate(module, LeanAdam(module.parameters(), eps=1e-6), batch=1)
+    for _ in range(2):
+        update.accumulate((weight * 60_000).sum().view(1), torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, 1, 1))
+    update.step()
+    assert weight.isfinite().all()
 
 
 def test_updates_touch_only_their_own_network() -> None:

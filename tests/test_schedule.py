@@ -42,7 +42,9 @@ def test_trained_betas_and_bad_configs() -> None:
     betas = [0.1, 0.2, 0.3]
     schedule = NoiseSchedule.from_config({"trained_betas": betas, "num_train_timesteps": 3})
     assert len(schedule) == 3
-    assert schedule.coefficients(2, torch.ones(1, dtype=torch.float64))[0] ** 2 == pytest.approx(0.9 * 0.8 * 0.7, rel=1e-6)
+    assert schedule.coefficients(2, torch.ones(1, dtype=torch.float64))[0] ** 2 == pytest.approx(
+        0.9 * 0.8 * 0.7, rel=1e-6
+    )
     with pytest.raises(UsageError, match="sample"):
         NoiseSchedule.from_config({**SD_BETAS, "prediction_type": "sample"})
     with pytest.raises(UsageError, match="zero terminal SNR"):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sidlsg import rng
 from sidlsg.config import Config
-from sidlsg.errors import SidlsgError
+from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.prompts import PromptFile
 from sidlsg.run_folder import RunFolder, read_metrics
 from sidlsg.trainer import Stopped, Trainer
@@ -109,7 +109,16 @@ def command(teacher: Path, prompts: Path, out: Path, preset: Path) -> list[str]:
     return ["distill", "--preset", str(preset), "--teacher", str(teacher), "--prompts", str(prompts), "--out", str(out)]
 
 
-PRESET = "batch: 8\nmicro_batch: 4\nlr: 1e-3\nema_half_life: 100\nlog_every: 8\ncheckpoint_every: 16\ngrid_images: 4\ndevice: cpu\n"
+PRESET = """\
+batch: 8
+micro_batch: 4
+lr: 1e-3
+ema_half_life: 100
+log_every: 8
+checkpoint_every: 16
+grid_images: 4
+device: cpu
+"""
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tmp_path) -> None:
@@ -137,7 +146,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tm
 
 def test_two_processes_make_the_run_of_one(unbroken, tiny_teacher, tmp_path) -> None:
     """Each takes half of every batch; draws belong to samples, so only the order of summation differs."""
-    run, prompts = unbroken
+    _, prompts = unbroken
     preset = tmp_path / "preset.yaml"
     preset.write_text(PRESET + "images: 16\n", encoding="utf-8")
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
@@ -202,10 +211,34 @@ def test_preflight_refuses_networks_that_are_not_copies(unbroken, tiny_teacher, 
         subject.run()
 
 
+def test_preflight_refuses_an_attention_whose_gradient_is_wrong(unbroken, tiny_teacher, tmp_path) -> None:
+    """A kernel that loses half its gradient goes unnoticed by ψ = φ, but not by the comparison."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    class Broken(AttnProcessor):
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            right = super().__call__(attn, hidden_states, *args, **kwargs)
+            return right.detach() / 2 + right / 2  # the value is right, half the gradient is lost
+
+    _, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    for unet in (subject.teacher.unet, subject.fake, subject.generator):
+        unet.set_attn_processor(Broken())
+    with pytest.raises(SidlsgError, match="gradient through attention"):
+        subject.run()
+
+
+def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, prompt_file) -> None:
+    trainer(config_for(tiny_teacher, images=16), tmp_path / "run", prompt_file).run()
+    prompt_file.write_text("another prompt\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="not the prompt file this run was started with"):
+        trainer(config_for(tiny_teacher, images=32), tmp_path / "run", prompt_file).run()
+
+
 def test_divergence_stops_with_the_reason(unbroken, tiny_teacher, tmp_path) -> None:
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher, lr=10.0, images=800), tmp_path / "run", prompts)
-    with pytest.raises(SidlsgError, match=r"diverged at \d+ images.*Try a smaller --lr"):
+    with pytest.raises(SidlsgError, match=r"diverged at \d+ images.*Start again with a smaller --lr"):
         subject.run()
     assert not isinstance(subject, Stopped)
 
@@ -224,5 +257,7 @@ def test_other_precisions_train(precision: str, tiny_teacher, tmp_path, prompt_f
     assert {a.dtype for a in subject.ema.average.values()} == {torch.float32}
     assert all(p.isfinite().all() for p in subject.generator.parameters())
     start = trainer(config_for(tiny_teacher, precision=precision, images=16, **extra), tmp_path / "new", prompt_file)
-    moved = [not torch.equal(a, b) for a, b in zip(subject.generator.parameters(), start.generator.parameters(), strict=True)]
+    moved = [
+        not torch.equal(a, b) for a, b in zip(subject.generator.parameters(), start.generator.parameters(), strict=True)
+    ]
     assert sum(moved) > 0.8 * len(moved)

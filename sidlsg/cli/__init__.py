@@ -53,11 +53,10 @@ def describe(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; what was already written is kept, and the same command goes on from the last checkpoint", 1
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again",
-            1,
-        )
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or "No space left on device" in str(error):  # safetensors wraps it in an error of its own
+        where = getattr(error, "filename", None) or "while writing"
+        return f"the disk is full ({where}); free some space and run the same command again", 1
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 1
     if type(error).__name__ == "OutOfMemoryError":
@@ -73,10 +72,14 @@ def main() -> None:
     sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == 130:  # how typer ends on Ctrl-C
+            print(f"sidlsg: {describe(KeyboardInterrupt())[0]}", file=sys.stderr, flush=True)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         message, code = describe(error)
-        print(f"sidlsg: {message}", file=sys.stderr, flush=True)
+        print(f"sidlsg: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
         # A worker of a multi-process run must not wait for the others in an exit handler.
         sys.exit(code)

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_PRESET = "cpu"
+DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
 
 def distill(
-    preset: Annotated[str, typer.Option(help="Preset name (`sidlsg presets list`) or YAML file.")] = DEFAULT_PRESET,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset name (`sidlsg presets list`) or YAML file; `cpu` for the emoji teacher.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias (`sidlsg models`), hub id or diffusers folder.")] = None,
     prompts: Annotated[
         str | None, typer.Option(help="Text file, one prompt a line, or an alias (aesthetics6plus).")
@@ -54,12 +56,17 @@ def distill(
     from sidlsg import distributed
     from sidlsg.config import make_config, parse_count, parse_kappa
     from sidlsg.data import cache_folder
+    from sidlsg.errors import UsageError
     from sidlsg.plan import plan
     from sidlsg.prompts import PromptFile
     from sidlsg.registry import locate, prompt_path
     from sidlsg.run_folder import RunFolder, default_name
 
     console = Console()
+    if preset is None:
+        if teacher not in (None, DEFAULT_TEACHER):
+            raise UsageError(f"--teacher {teacher} needs a --preset; see: sidlsg presets list")
+        preset = DEFAULT_PRESET
     options = {
         "teacher": teacher,
         "prompts": prompts,
@@ -88,7 +95,7 @@ def distill(
         return
     after = f'{folder.student}\nsidlsg sample --model {folder.path} "..."'
     if folder.complete(config):
-        console.print(f"this run is complete: {after}", highlight=False)
+        console.print(f"this run is complete: {after}", highlight=False, markup=False, soft_wrap=True)
         return
 
     from sidlsg.trainer import Trainer
@@ -100,4 +107,4 @@ def distill(
     finally:
         distributed.stop()
     if processes.main:
-        console.print(f"done: {after}", highlight=False)
+        console.print(f"done: {after}", highlight=False, markup=False, soft_wrap=True)

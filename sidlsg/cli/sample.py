@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
     from sidlsg.models import Model
 
+MOST = 1_000_000  # seeds a prompt
+
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Argument(help="One or several prompts.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     number: Annotated[
-        int, typer.Option("-n", "--number", min=1, help="Pictures a prompt, with consecutive seeds.")
+        int, typer.Option("-n", "--number", min=1, max=MOST, help="Pictures a prompt, with consecutive seeds.")
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="First seed.")] = 0,
     seeds: Annotated[str | None, typer.Option(help="Seeds instead of -n and --seed: 0-63 or 1,5,8-10.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures instead of one each.")] = False,
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid (default: about square).")] = None,
@@ -102,10 +104,10 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     folder = RunFolder(Path(name))
     if not folder.config.is_file():
         return load_model(name, device, dtype)
-    if folder.student.is_dir():
-        return load_model(str(folder.student), device, dtype)
-    from sidlsg.student import student_of_checkpoint
+    from sidlsg.student import student_is_newest, student_of_checkpoint
 
+    if student_is_newest(folder):
+        return load_model(str(folder.student), device, dtype)
     return student_of_checkpoint(folder, device, dtype)
 
 
@@ -118,7 +120,10 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UsageError(f'seeds are "{text}"; write a range (0-63), a list (1,5,9) or both (0-3,8)')
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        new = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(new) > MOST:
+            raise UsageError(f'seeds are "{text}"; that is more than {MOST:,} pictures')
+        numbers += new
     return numbers
 
 

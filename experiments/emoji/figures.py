@@ -1,0 +1,155 @@
+"""Draw the pictures of docs/emoji-teacher.md and of the README.
+
+python experiments/emoji/figures.py --work build/emoji --run runs/emoji-cpu-lsg-1.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from sidlsg.data import ASSETS
+from sidlsg.models import load_model
+from sidlsg.prompts import PromptFile
+from sidlsg.sampler import make_grid, sample, to_pil
+
+OUT = Path("docs/images")
+SCALES = (1.0, 1.5, 3.0, 7.5)
+
+
+def labelled(rows: list[tuple[str, Image.Image]], beside: bool = False, zoom: int = 1) -> Image.Image:
+    """Pictures one below the other (or beside), each under its label."""
+    pictures = [(text, p.resize((p.width * zoom, p.height * zoom), Image.Resampling.LANCZOS)) for text, p in rows]
+    head, gap = 18, 12
+    if beside:
+        size = (sum(p.width + gap for _, p in pictures) - gap, max(p.height for _, p in pictures) + head)
+    else:
+        size = (max(p.width for _, p in pictures), sum(p.height + head for _, p in pictures))
+    page, place = Image.new("RGB", size, "white"), 0
+    draw = ImageDraw.Draw(page)
+    for text, picture in pictures:
+        corner = (place, 0) if beside else (0, place)
+        draw.text((corner[0] + 2, corner[1] + 2), text, fill="black", font_size=13)
+        page.paste(picture, (corner[0], corner[1] + head))
+        place += picture.width + gap if beside else picture.height + head
+    return page
+
+
+def teacher_scales(art: dict[str, np.ndarray], captions: list[str]) -> None:
+    """Each prompt of the grid: a drawing from the training set, then the teacher at several guidance scales."""
+    prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))
+    teacher = load_model(str(ASSETS / "emoji"), torch.device("cpu"))
+    real = [Image.fromarray(art["images"][captions.index(p)]) for p in prompts]
+    rows = [("one of the training pictures", make_grid(real, len(prompts)))]
+    for scale in SCALES:
+        pictures = list(sample(teacher, prompts, range(len(prompts)), batch=16, steps=25, guidance=scale))
+        rows.append((f"teacher, 25 DDIM steps, CFG {scale:g}", make_grid(pictures, len(prompts))))
+    labelled(rows).save(OUT / "teacher-cfg.png", optimize=True)
+
+
+def random_prompts(captions: list[str]) -> None:
+    """Forty prompts that nobody chose: teacher and student."""
+    chosen = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))[:40]]
+    rows = []
+    for name, label in (("emoji", "teacher, 25 DDIM steps, CFG 3"), ("emoji-student", "student, 1 step")):
+        model = load_model(str(ASSETS / name), torch.device("cpu"))
+        steps = {} if model.student else {"steps": 25, "guidance": 3.0}
+        rows.append((label, make_grid(list(sample(model, chosen, range(40), batch=20, **steps)), 20)))
+    labelled(rows).save(OUT / "random-prompts.png", optimize=True)
+    print("random prompts:", "; ".join(chosen))
+
+
+def reconstructions(art: dict[str, np.ndarray]) -> None:
+    """Twenty pictures and what the autoencoder keeps of them."""
+    chosen = np.random.default_rng(0).permutation(len(art["images"]))[:20]
+    x = torch.from_numpy(art["images"][chosen]).permute(0, 3, 1, 2).float() / 255
+    teacher = load_model(str(ASSETS / "emoji"), torch.device("cpu"))
+    with torch.no_grad():
+        latents = teacher.vae.encode(x * 2 - 1).latent_dist.mean * teacher.vae.config.scaling_factor
+    rows = [
+        ("training pictures", make_grid(to_pil(x), 20)),
+        ("through the VAE", make_grid(to_pil(teacher.decode(latents)), 20)),
+    ]
+    labelled(rows).save(OUT / "vae.png", optimize=True)
+
+
+def curves(work: Path) -> None:
+    """Training curves of the UNet (epsilon loss) and of the VAE's two phases (mean squared error)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, name, key, title in (
+        (axes[0], "teacher", "loss", "UNet: ε mean squared error"),
+        (axes[1], "vae", "mse", "VAE: mean squared error on [-1, 1]"),
+    ):
+        start = 0
+        for phase in (name, "decoder") if name == "vae" else (name,):
+            log = [json.loads(line) for line in (work / f"{phase}.log.jsonl").read_text().splitlines()]
+            steps = np.array([line["step"] for line in log]) + start
+            axis.plot(steps, [line[key] for line in log], label="decoder only" if phase == "decoder" else "both")
+            start = steps[-1]
+        axis.set(title=title, xlabel="step", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[1].legend()
+    figure.savefig(OUT / "teacher-curves.png", dpi=90)
+
+
+def readme(run: Path) -> None:
+    """Step 0, the end of the run, and the teacher's 25 steps, with the seconds each takes for 16 pictures."""
+    grids = sorted((run / "samples").glob("*.png"))
+    prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))
+    seconds = {}
+    for name, steps in (("emoji", 25), ("emoji-student", None)):
+        model = load_model(str(ASSETS / name), torch.device("cpu"))
+        options = {"steps": steps, "guidance": 3.0} if steps else {}
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            pictures = list(sample(model, prompts, range(16), batch=16, **options))
+            times.append(time.perf_counter() - begun)
+        seconds[name] = (float(np.median(times[1:])), make_grid(pictures))
+    (slow, teacher), (fast, _) = seconds["emoji"], seconds["emoji-student"]
+    rows = [
+        (f"student, step 0: {fast:.2f} s", Image.open(grids[0])),
+        (f"student after {int(grids[-1].stem):,} images: {fast:.2f} s", Image.open(grids[-1])),
+        (f"teacher, 25 steps: {slow:.2f} s", teacher),
+    ]
+    labelled(rows, beside=True).save(OUT / "readme.png", optimize=True)
+    print(f"16 pictures: student {fast:.2f} s, teacher {slow:.2f} s")
+
+
+def progress(run: Path) -> None:
+    """All grids of the run in a row, from image 0 on."""
+    grids = sorted((run / "samples").glob("*.png"))
+    labelled([(f"{int(g.stem):,}", Image.open(g).crop((0, 0, 262, 130))) for g in grids]).save(
+        OUT / "progress.png", optimize=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/emoji"))
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji-cpu-lsg-1.5"))
+    args = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    art = dict(np.load(args.work / "art.npz"))
+    captions = (args.work / "captions.txt").read_text(encoding="utf-8").splitlines()
+    teacher_scales(art, captions)
+    random_prompts(captions)
+    reconstructions(art)
+    curves(args.work)
+    readme(args.run)
+    progress(args.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The command as a user meets it: what it prints, what it exits with, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from sidlsg import cli
+from sidlsg.config import preset_path
+from sidlsg.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """``run(*arguments)`` -> (exit code, stdout, stderr), in an empty folder, offline, with an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / ".cache"))
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sidlsg", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def one_line(err: str, *parts: str) -> None:
+    """stderr is one line of ours, without a traceback, and contains every part."""
+    assert err.startswith("sidlsg: "), err
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    assert "unexpected" not in err
+    missing = [part for part in parts if part not in err]
+    assert not missing, (missing, err)
+
+
+@pytest.fixture
+def short(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> list[str | Path]:
+    """A distillation that would take a second."""
+    sizes = ["--images", "16", "--batch", "8", "--micro-batch", "4", "--device", "cpu"]
+    out = tmp_path / "run"
+    return ["distill", "--preset", "cpu", "--teacher", tiny_teacher, "--prompts", prompt_file, "--out", out, *sizes]
+
+
+# -- mistakes in the command of `distill` (exit code 2) --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--prompts", "none.txt"], ["none.txt does not exist", "one prompt a line"]),
+        (["--prompts", "empty.txt"], ["empty.txt holds no prompts", "one prompt a line"]),
+        (["--prompts", "latin1.txt"], ["latin1.txt, line 2", "UTF-8", "iconv"]),
+        (["--prompts", "."], ["cannot be read"]),
+        (["--prompts", "aesthetic"], ['did you mean "aesthetics6plus"']),
+        (["--teacher", "sd51"], ['unknown model "sd51"', 'did you mean "sd15"']),
+        (["--teacher", "/no/folder"], ["/no/folder is not a folder", "hub id"]),
+        (["--teacher", "plain"], ["model_index.json"]),
+        (["--teacher", "other"], ["FluxPipeline", "StableDiffusionPipeline"]),
+        (["--preset", "h100-fp61"], ['unknown preset "h100-fp61"', 'did you mean "h100-fp16"']),
+        (["--preset", "none.yaml"], ["none.yaml does not exist"]),
+        (["--preset", "typo.yaml"], ["typo.yaml, line 3", 'unknown key "micro_bacth"', 'did you mean "micro_batch"']),
+        (["--preset", "late.yaml"], ["t_max is 1000", "0 to 999"]),
+        (["--preset", "early.yaml"], ["t_min is 700", "at most t_max"]),
+        (["--preset", "control.yaml"], ["control.yaml", "not valid YAML"]),
+        (["--strategy", "longer"], ['unknown strategy "longer"', 'did you mean "long"']),
+        (["--kappa", "-1"], ["kappa", "-1", "finite number >= 0"]),
+        (["--kappa", "nan"], ["kappa", "nan", "finite number >= 0"]),
+        (["--kappa", "x"], ['kappa is "x"', "1.5"]),
+        (["--kappa", "1,2,3"], ["kappa", "one number or four", "3"]),
+        (["--batch", "9"], ["batch 9 does not divide", "--batch 8 or 12", "--micro-batch"]),
+        (["--batch", "many"], ['batch is "many"', "10M"]),
+        (["--images", "1.5"], ['images is "1.5"', "whole number"]),
+        (["--lr", "0"], ["lr is 0", "> 0"]),
+        (["--precision", "fp61"], ['precision is "fp61"', 'did you mean "fp16"']),
+        (["--device", "toaster"], ['"toaster"', "cpu"]),
+        (["--out", "plain"], ["plain is not empty", "another --out"]),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_a_mistake_in_distill_is_one_line_and_code_2(run, short, tmp_path: Path, options, parts) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"\n \n")
+    (tmp_path / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "notes.txt").write_text("no model")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "typo.yaml").write_text("# mine\nlr: 1e-5\nmicro_bacth: 4\n")
+    (tmp_path / "late.yaml").write_text("t_max: 1000\n")
+    (tmp_path / "early.yaml").write_text("t_min: 700\nt_max: 600\n")
+    (tmp_path / "control.yaml").write_bytes(b"lr: 1\x00\n")
+    code, _, err = run(*short, *options)
+    one_line(err, *parts)
+    assert code == 2
+    assert not (tmp_path / "run" / "checkpoints" / "000000000008").exists()
+
+
+def test_another_teacher_needs_a_preset(run) -> None:
+    code, _, err = run("distill", "--teacher", "sd15", "--dry-run")
+    assert code == 2
+    one_line(err, "--preset", "sidlsg presets list")
+
+
+def test_resuming_with_another_learning_rate_is_refused(run, short, tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.yaml"
+    assert run(*short)[0] == 0
+    before = config.read_bytes()
+    code, _, err = run(*short, "--lr", "5e-5")
+    one_line(err, "lr (0.0001 there, 5e-05 here)", "another --out")
+    assert code == 2
+    assert config.read_bytes() == before
+    code, out, err = run(*short)
+    assert (code, err) == (0, "")
+    assert "this run is complete" in out
+
+
+@pytest.mark.parametrize("arguments", [["distill", "--bathc", "8"], ["distil"], ["distill", "--micro-batch", "x"]])
+def test_an_unknown_option_or_command_is_code_2(run, arguments) -> None:
+    assert run(*arguments)[0] == 2
+
+
+# -- failures that are not the command's fault (exit code 1) ---------------------------------------------------------------
+
+
+def test_a_hub_model_without_network_says_what_to_do(run, short) -> None:
+    code, _, err = run(*short, "--teacher", "sd15", "--out", "new")
+    one_line(err, "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5", "Without a network", "give its path")
+    assert code == 1
+
+
+@pytest.mark.parametrize("out", ["file/run", "file"])
+def test_a_run_folder_that_cannot_be_written_is_named(run, short, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run(*short, "--out", out)
+    one_line(err, f"cannot write to {out}", "another --out")
+    assert code == 1
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [cut, corrupt, Path.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_damaged_model_file_is_named(run, tiny_teacher: Path, tmp_path: Path, part: str, damage) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "copy")
+    (weights,) = (tmp_path / "copy" / part).glob("*.safetensors")
+    damage(weights)
+    code, _, err = run("sample", "a cat", "--model", "copy", "--device", "cpu")
+    one_line(err, f"copy/{part}", "copy it again")
+    assert code == 1
+
+
+def test_debug_adds_the_traceback(run) -> None:
+    for arguments in (["--debug", "sample"], ["sample", "--debug"]):
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert err.startswith("Traceback (most recent call last)")
+        assert err.splitlines()[-1].startswith("sidlsg: nothing to draw")
+
+
+def test_an_unforeseen_error_asks_for_a_report_in_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr("sidlsg.config.make_config", broken)
+    code, _, err = run("distill", "--dry-run")
+    assert (code, err) == (
+        1,
+        "sidlsg: unexpected ZeroDivisionError: first line. Run again with --debug and report what it prints\n",
+    )
+
+
+def test_ctrl_c_outside_the_loop_is_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sidlsg.config.make_config", interrupted)
+    code, _, err = run("distill", "--dry-run")
+    one_line(err, "interrupted")
+    assert code != 0
+
+
+# -- `sample` --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["nothing to draw", "--prompts"]),
+        (["--prompts", "none.txt"], ["none.txt does not exist"]),
+        (["a", "--seeds", "5-1"], ['seeds are "5-1"', "0-63"]),
+        (["a", "--seeds", "0-999999999999"], ["seeds", "more than"]),
+        (["a", "b", "--out", "one.png"], ["one.png names one file", "2 pictures", "--grid"]),
+        (["a", "-n", "3", "--out", "one.PNG"], ["3 pictures"]),
+        (["a", "--out", "one.jpg"], ["one.jpg", ".png"]),
+        (["a", "--model", "emoji-studnet"], ['did you mean "emoji-student"']),
+        (["a", "--precision", "fp61"], ['precision is "fp61"', "fp16"]),
+        (["a", "--device", "toaster"], ['"toaster"', "cpu"]),
+    ],
+)
+def test_a_mistake_in_sample_is_one_line_and_code_2(run, tmp_path: Path, arguments, parts) -> None:
+    code, out, err = run("sample", *arguments)
+    one_line(err, *parts)
+    assert (code, out) == (2, "")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_pictures_that_cannot_be_written_are_a_failure(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run("sample", "a", "--out", "file/pictures")
+    one_line(err, "cannot write to file/pictures", "another --out")
+    assert code == 1
+
+
+def test_a_student_takes_neither_steps_nor_guidance_and_a_run_without_checkpoint_is_no_model(run, short, tmp_path):
+    assert run(*short)[0] == 0
+    for options in (["--steps", "4"], ["--guidance", "3"]):
+        code, _, err = run("sample", "a", "--model", "run", "--device", "cpu", *options)
+        one_line(err, f"leave out {options[0]}")
+        assert code == 2
+    shutil.rmtree(tmp_path / "run" / "student")
+    shutil.rmtree(RunFolder(tmp_path / "run").checkpoints)
+    code, _, err = run("sample", "a", "--model", "run", "--device", "cpu")
+    one_line(err, "no checkpoint yet")
+    assert code == 2
+
+
+# -- what needs no model -----------------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_of_the_papers_setting(run, tmp_path: Path) -> None:
+    code, out, err = run("distill", "--preset", "h100-fp16", "--teacher", "sd15", "--dry-run")
+    assert (code, err) == (0, "")
+    words = " ".join(out.split())
+    assert "512 = 8 process(es) x 16 round(s) x 4 images" in words
+    assert "8 forward, 3 full backward, 4 input-only backward" in words
+    assert "15.0 TFLOP" in words
+    assert "10,000,000 images in 19,532 iterations" in words
+    assert "859.52 M parameters" in words
+    assert "κ1 1.5, κ2 1.5, κ3 1.5, κ4 1.5" in words
+    assert "to be downloaded" in words
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_dry_run_shows_what_the_options_change(run, prompt_file: Path, tmp_path: Path) -> None:
+    options = ["--strategy", "short", "--images", "50k", "--prompts", prompt_file, "--out", "[/b] [red]x"]
+    code, out, _ = run("distill", *options, "--dry-run")
+    words = " ".join(out.split())
+    assert code == 0
+    assert "short: κ1 1, κ2 0.5, κ3 0.5, κ4 1" in words
+    assert "50,000 images" in words
+    assert "23 prompts" in words
+    assert "[/b] [red]x" in words  # brackets in a name are not markup
+    assert [p.name for p in tmp_path.iterdir()] == [prompt_file.name]
+
+
+def test_presets_can_be_listed_shown_and_copied(run, tmp_path: Path) -> None:
+    code, out, _ = run("presets", "list")
+    names = [line.split()[0] for line in out.splitlines()[1:]]
+    assert (code, names) == (0, ["a5000-fp16", "a6000-fp32", "cpu", "h100-fp16", "h100-fp32"])
+    assert run("presets", "show", "h100-fp16") == (0, preset_path("h100-fp16").read_text(encoding="utf-8"), "")
+    assert run("presets", "copy", "cpu")[:2] == (0, "cpu.yaml\n")
+    assert (tmp_path / "cpu.yaml").read_bytes() == preset_path("cpu").read_bytes()
+    (tmp_path / "cpu.yaml").write_text("seed: 5  # edited\n")
+    code, _, err = run("presets", "copy", "h100-fp16", "cpu.yaml")
+    one_line(err, "cpu.yaml exists", "another name")
+    assert code == 2
+    assert (tmp_path / "cpu.yaml").read_text() == "seed: 5  # edited\n"
+    assert "seed: 5" in run("presets", "show", "cpu.yaml")[1]
+
+
+def test_presets_that_do_not_exist_and_folders_that_do_not(run, tmp_path: Path) -> None:
+    for command in (["show", "h100"], ["copy", "h100"]):
+        code, _, err = run("presets", *command)
+        one_line(err, 'unknown preset "h100"', 'did you mean "h100-fp')
+        assert code == 2
+    code, _, err = run("presets", "copy", "cpu", "nowhere/mine.yaml")
+    one_line(err, "cannot write nowhere/mine.yaml")
+    assert code == 1
+
+
+def test_models_lists_every_alias_with_its_place(run) -> None:
+    code, out, _ = run("models")
+    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert code == 0
+    assert lines.keys() >= {"emoji", "emoji-student", "sd15", "sd21-base"}
+    assert "in the package" in lines["emoji"]
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in lines["sd15"]
+
+
+@pytest.mark.parametrize("command", ["", "distill", "sample", "models", "presets", "presets list", "presets show"])
+def test_help_of_every_command(run, command: str) -> None:
+    code, out, err = run(*command.split(), "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: " in out
+    assert f" {command} [OPTIONS]" in out or not command
+
+
+def test_the_command_line_does_not_import_torch() -> None:
+    code = "import sidlsg.cli, sidlsg.config, sidlsg.plan, sidlsg.registry, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,167 @@
+"""Pictures of a one-step student: the same however they are made, never lost, and the ones stock diffusers makes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from sidlsg import cli
+from sidlsg.models import load_model
+from sidlsg.run_folder import RunFolder
+from sidlsg.sampler import one_step
+from sidlsg.student import student_of_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 32 images, made by the command."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    prompts = out.with_name("prompts.txt")
+    prompts.write_text("".join(f"prompt {i}\n" for i in range(10)), encoding="utf-8")
+    sizes = ["--images", "32", "--batch", "8", "--micro-batch", "4", "--lr", "1e-3", "--device", "cpu"]
+    command("distill", "--preset", "cpu", "--teacher", tiny_teacher, "--prompts", prompts, "--out", out, *sizes)
+    return out
+
+
+def command(*arguments: str | Path) -> None:
+    """Run ``sidlsg`` and let it end well."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "argv", ["sidlsg", *map(str, arguments)])
+        cli.main()
+    assert not stop.value.code
+
+
+@pytest.fixture
+def sample(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """``sample(*arguments)`` -> the PNG files printed, in order; into ``tmp_path`` unless told otherwise."""
+
+    def call(*arguments: str | Path) -> list[Path]:
+        out = [] if "--out" in arguments else ["--out", tmp_path]
+        model = [] if "--model" in arguments else ["--model", run_folder]
+        command("sample", "--device", "cpu", *model, *out, *arguments)
+        return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_a_picture_depends_on_prompt_and_seed_and_not_on_the_batch(sample) -> None:
+    arguments = ["a cat", "a dog", "--seeds", "3,0-2"]
+    alone = [pixels(p) for p in sample(*arguments, "--batch", "1")]
+    assert len(alone) == 8
+    for batch in ("3", "8"):
+        together = [pixels(p) for p in sample(*arguments, "--batch", batch)]
+        # Float sums may take another order in another batch shape: one grey level.
+        assert all(np.abs(a - b).max() <= 1 for a, b in zip(alone, together, strict=True))
+    (again,) = sample("a dog", "--seed", "1")
+    assert np.abs(pixels(again) - alone[4 + 2]).max() <= 1
+    assert len({picture.tobytes() for picture in alone}) == 8
+
+
+def test_files_are_named_by_prompt_and_seed_and_say_what_they_are(sample, run_folder: Path) -> None:
+    (path,) = sample("A  cat, (very) sad: 悲しい猫!", "--seed", "12")
+    assert path.name == "a-cat-very-sad-悲しい猫-12.png"
+    picture = Image.open(path)
+    assert picture.size == (8, 8)
+    facts = {"prompt": "A  cat, (very) sad: 悲しい猫!", "seed": "12", "model": str(run_folder / "student")}
+    assert picture.text == facts
+
+
+def test_existing_pictures_are_never_overwritten(sample, tmp_path: Path) -> None:
+    first, second = sample("a cat"), sample("a cat")
+    assert [p.name for p in first + second] == ["a-cat-0.png", "a-cat-0-2.png"]
+    (tmp_path / "a-cat-0.png").write_text("precious")
+    assert [p.name for p in sample("a cat")] == ["a-cat-0-3.png"]
+    assert (tmp_path / "a-cat-0.png").read_text() == "precious"
+    grids = sample("a cat", "--grid") + sample("a cat", "--grid")
+    assert [p.name for p in grids] == ["grid-a-cat.png", "grid-a-cat-2.png"]
+    # Prompts with the same file name get a file each.
+    assert len(set(sample("!", "?", "--seeds", "5"))) == 2
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_prompt_file_and_several_seeds_give_every_pair(sample, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("two\nthree\n")
+    paths = sample(
+        "one", "--prompts", tmp_path / "list.txt", "-n", "2", "--seed", "7", "--out", tmp_path / "new" / "dir"
+    )
+    names = [f"{word}-{seed}.png" for word in ("one", "two", "three") for seed in (7, 8)]
+    assert [p.name for p in paths] == names
+    assert all(p.parent == tmp_path / "new" / "dir" and p.is_file() for p in paths)
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "rows"), [([], 3, 2), (["--columns", "5"], 5, 1), (["--columns", "2"], 2, 3)]
+)
+def test_a_grid_holds_the_pictures_in_order(sample, tmp_path: Path, options, columns: int, rows: int) -> None:
+    arguments = ["a cat", "--seeds", "0-4"]
+    (path,) = sample(*arguments, "--grid", "--out", tmp_path / "grid.png", *options)
+    assert path == tmp_path / "grid.png"
+    grid = pixels(path)
+    assert grid.shape == (rows * 10 - 2, columns * 10 - 2, 3)  # 8x8 pictures, 2 pixels between
+    for i, single in enumerate(sample(*arguments)):
+        top, left = i // columns * 10, i % columns * 10
+        assert np.abs(grid[top : top + 8, left : left + 8] - pixels(single)).max() <= 1
+    assert Image.open(path).text["seed"] == "0,1,2,3,4"
+
+
+def test_stock_diffusers_makes_the_same_picture_without_special_arguments(run_folder: Path) -> None:
+    model = load_model(str(run_folder / "student"), CPU)
+    pipeline = StableDiffusionPipeline.from_pretrained(run_folder / "student")
+    pipeline.set_progress_bar_config(disable=True)
+    for prompt, seed in (("a cat", 0), ("", 5), ("prompt 3", 2**40)):
+        ours = one_step(model, [prompt], [seed], model.student["t_init"])[0].permute(1, 2, 0).numpy()
+        theirs = pipeline(
+            prompt,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images[0]
+        assert np.abs(ours - theirs).max() < 1e-3
+        assert ours.std() > 0.01  # a picture, not a constant
+
+
+def test_the_student_is_not_its_teacher(run_folder: Path, tiny_teacher: Path) -> None:
+    student, teacher = (load_model(str(f), CPU) for f in (run_folder / "student", tiny_teacher))
+    made = [one_step(m, ["a cat"], [0], 625) for m in (student, teacher)]
+    assert (made[0] - made[1]).abs().max() > 1e-4
+    assert (student.student["t_init"], student.student["images_seen"], teacher.student) == (625, 32, None)
+
+
+def test_an_unfinished_run_can_be_sampled_and_gives_the_students_picture(sample, run_folder: Path, tmp_path: Path):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run_folder, unfinished, ignore=shutil.ignore_patterns("student"))
+    (path,) = sample("a cat", "--model", unfinished)
+    assert Image.open(path).text["model"] == f"{unfinished} at 32 images"
+    (finished,) = sample("a cat")
+    assert np.abs(pixels(path) - pixels(finished)).max() <= 2  # the student is kept in half precision
+    model = student_of_checkpoint(RunFolder(unfinished), CPU, torch.float32)
+    assert (model.student["t_init"], model.student["images_seen"]) == (625, 32)
+
+
+def test_a_teacher_is_sampled_in_many_steps_with_guidance(sample, tiny_teacher: Path) -> None:
+    teacher = ["--model", tiny_teacher]
+    (one,), (two,) = (
+        sample("a cat", *teacher, "--steps", "2"),
+        sample("a cat", *teacher, "--steps", "2", "--batch", "1"),
+    )
+    assert np.abs(pixels(one) - pixels(two)).max() <= 1
+    changed = [
+        sample("a cat", *teacher, "--steps", "3")[0],
+        sample("a cat", *teacher, "--steps", "2", "--guidance", "9")[0],
+        sample("a cat", *teacher, "--steps", "2", "--seed", "1")[0],
+    ]
+    assert all(np.abs(pixels(one) - pixels(path)).max() > 0 for path in changed)
