@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sidlsg import checkpoint
 from sidlsg.checkpoint import Checkpoints, Tensors
@@ -107,7 +108,11 @@ def flip_a_bit_of_the_head(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-DAMAGE = [truncate, half, empty, spoil_head, flip_a_bit_of_the_head, Path.unlink]
+def swap_for_another_file(path: Path) -> None:
+    save_file({"a.weight": torch.zeros(1)}, path)
+
+
+DAMAGE = [swap_for_another_file, truncate, half, empty, spoil_head, flip_a_bit_of_the_head, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidlsg.cli.sample import parse_seeds
@@ -27,6 +27,9 @@ from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.guidance import make_guidance
 from sidlsg.plan import forward_equivalents
+
+settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
+settings.load_profile("unhurried")
 
 PAPER = ("a5000-fp16", "a6000-fp32", "h100-fp16", "h100-fp32")
 

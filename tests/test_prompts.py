@@ -8,12 +8,15 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.prompts import PromptFile
 from sidlsg.registry import PROMPT_REPOSITORY, locate, prompt_path, registry
+
+settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
+settings.load_profile("unhurried")
 
 
 @pytest.fixture

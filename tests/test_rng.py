@@ -5,10 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidlsg.rng import FAKE_SCORE, GENERATOR, GRID, PREFLIGHT, Draws, PromptOrder, draw
+
+settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
+settings.load_profile("unhurried")
 
 SHAPE = (4, 2, 3)
 
