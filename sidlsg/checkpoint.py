@@ -28,7 +28,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def list(self) -> list[Path]:
+    def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
 
@@ -58,12 +58,12 @@ class Checkpoints:
             raise SidlsgError(f"cannot write checkpoint {target}: {error.strerror}; {self._what_is_left()}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self.list()[: -self.keep]:
+        for old in self.complete()[: -self.keep]:
             shutil.rmtree(old)
         return target
 
     def _what_is_left(self) -> str:
-        kept = self.list()
+        kept = self.complete()
         if not kept:
             return "free some space and run the same command again"
         return f"{kept[-1]} is intact: free some space and run the same command again to go on from there"
@@ -74,7 +74,7 @@ class Checkpoints:
         Raises SidlsgError when there are checkpoints but every one is damaged.
         """
         damaged: list[str] = []
-        for path in reversed(self.list()):
+        for path in reversed(self.complete()):
             try:
                 state = json.loads((path / STATE).read_text(encoding="utf-8"))
                 for name, size in state["files"].items():

@@ -99,12 +99,9 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
     place = locate(name)
     quiet_libraries()
     folder, source = _fetch(place)
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder} is not a diffusers folder: it has no model_index.json") from None
-    except (ValueError, OSError) as error:
-        raise SidlsgError(f"{folder / 'model_index.json'} cannot be read: {error}") from None
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"{folder} is not a diffusers folder: it has no model_index.json")
+    index = read_object(folder / "model_index.json")
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise UsageError(
             f"{source} is a {index.get('_class_name')}; this version handles StableDiffusionPipeline models"
@@ -115,7 +112,10 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
 
     def part(kind: Any, name: str, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(str(folder / name), local_files_only=True, **options)
+            loaded = kind.from_pretrained(str(folder / name), local_files_only=True, **options)
+            return loaded.to(device).eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:  # each library raises its own types; all mean the same to the user
             raise SidlsgError(
                 f"{folder / name} cannot be loaded: {_first_line(error)}. "
@@ -124,15 +124,10 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
 
     def weights(kind: Any, name: str, dtype: torch.dtype = dtype) -> Any:
         options = {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
-        model = part(kind, name, use_safetensors=True, **options)
-        return model.to(device).eval().requires_grad_(False)
+        return part(kind, name, use_safetensors=True, **options)
 
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    try:
-        scheduler_config = json.loads(scheduler_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SidlsgError(f"{scheduler_file} cannot be read: {error}") from None
-    student_file = folder / STUDENT_FILE
+    scheduler_config = read_object(folder / "scheduler" / "scheduler_config.json")
+    student = read_object(folder / STUDENT_FILE, ("t_init",)) if (folder / STUDENT_FILE).is_file() else None
     return Model(
         source=source,
         tokenizer=part(CLIPTokenizer, "tokenizer"),
@@ -141,8 +136,20 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
         unet=weights(UNet2DConditionModel, "unet"),
         scheduler_config=scheduler_config,
         schedule=NoiseSchedule.from_config(scheduler_config),
-        student=json.loads(student_file.read_text(encoding="utf-8")) if student_file.is_file() else None,
+        student=student,
     )
+
+
+def read_object(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A JSON object that has the keys ``needed``; raises SidlsgError, naming the file, for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise SidlsgError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or any(key not in content for key in needed):
+        wanted = f" with {', '.join(needed)}" if needed else ""
+        raise SidlsgError(f"{path} is not a JSON object{wanted}; fetch or copy it again")
+    return content
 
 
 def _first_line(error: Exception) -> str:

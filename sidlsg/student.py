@@ -12,7 +12,7 @@ import torch
 
 from sidlsg.checkpoint import Checkpoints
 from sidlsg.errors import UsageError
-from sidlsg.models import STUDENT_FILE, Model, load_model, quiet_libraries
+from sidlsg.models import STUDENT_FILE, Model, load_model, quiet_libraries, read_object
 from sidlsg.run_folder import RunFolder
 from sidlsg.schedule import NoiseSchedule
 
@@ -106,8 +106,8 @@ def student_is_newest(folder: RunFolder) -> bool:
     """Whether the run has a student, and no checkpoint beyond it (a finished run may have been extended)."""
     if not (folder.student / STUDENT_FILE).is_file():
         return False
-    note = json.loads((folder.student / STUDENT_FILE).read_text(encoding="utf-8"))
-    return all(int(path.name) <= note["images_seen"] for path in Checkpoints(folder.checkpoints).list())
+    note = read_object(folder.student / STUDENT_FILE, ("images_seen",))
+    return all(int(path.name) <= note["images_seen"] for path in Checkpoints(folder.checkpoints).complete())
 
 
 def student_of_checkpoint(folder: RunFolder, device: torch.device, dtype: torch.dtype) -> Model:

@@ -255,7 +255,7 @@ class Trainer:
         low, high = self.config.latent_std
         sane = abs(mean) <= self.config.latent_mean and low <= std <= high
         if not sane or skipped >= 2 * self.config.batch * len(window):
-            last = self.checkpoints.list()
+            last = self.checkpoints.complete()
             raise SidlsgError(
                 f"the generator has diverged at {self.images_seen:,} images: its latents have mean {mean:.3g} and standard "
                 f"deviation {std:.3g} (allowed: ±{self.config.latent_mean:g}, {low:g} to {high:g}), {int(skipped)} samples were "

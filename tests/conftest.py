@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -13,7 +15,6 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sidlsg.student import save_folder
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SD_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TOKENS, WIDTH = 6, 8
 

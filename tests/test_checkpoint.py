@@ -70,7 +70,7 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     checkpoints = Checkpoints(tmp_path, keep)
     for images in (8, 16, 1000, 2_000_000):
         checkpoints.save(images, tensors(1), {})
-    assert [int(p.name) for p in checkpoints.list()] == [8, 16, 1000, 2_000_000][-keep:]
+    assert [int(p.name) for p in checkpoints.complete()] == [8, 16, 1000, 2_000_000][-keep:]
     assert len(list(tmp_path.iterdir())) == keep
 
 
@@ -118,11 +118,11 @@ DAMAGE = [swap_for_another_file, truncate, half, empty, spoil_head, flip_a_bit_o
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["generator.safetensors", "adam.safetensors"])
 def test_a_damaged_checkpoint_costs_no_more_than_itself(saved: Checkpoints, name: str, damage) -> None:
-    damage(saved.list()[-1] / name)
+    damage(saved.complete()[-1] / name)
     _, _, warnings = saved.load_latest()
     assert newest(saved) == 200
     assert len(warnings) == 1
-    assert str(saved.list()[-1]) in warnings[0]
+    assert str(saved.complete()[-1]) in warnings[0]
     assert "damaged" in warnings[0]
 
 
@@ -130,21 +130,21 @@ def test_a_damaged_checkpoint_costs_no_more_than_itself(saved: Checkpoints, name
     "content", ["", '{"images_seen": 300', "[]", "3", "{}", '{"files": 3}', '{"files": {"a": null}}']
 )
 def test_a_damaged_state_costs_no_more_than_itself(saved: Checkpoints, content: str) -> None:
-    (saved.list()[-1] / "state.json").write_text(content)
+    (saved.complete()[-1] / "state.json").write_text(content)
     assert "damaged" in saved.load_latest()[2][0]
     assert newest(saved) == 200
 
 
 def test_a_checkpoint_without_its_state_is_none(saved: Checkpoints) -> None:
-    (saved.list()[-1] / "state.json").unlink()
+    (saved.complete()[-1] / "state.json").unlink()
     assert newest(saved) == 200
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
 def test_when_all_are_damaged_the_run_does_not_start_anew_by_itself(saved: Checkpoints, damage) -> None:
-    for path in saved.list():
+    for path in saved.complete():
         damage(path / "generator.safetensors")
-    with pytest.raises(SidlsgError, match=rf"{saved.list()[-1]} is damaged.*no older one.*Delete") as caught:
+    with pytest.raises(SidlsgError, match=rf"{saved.complete()[-1]} is damaged.*no older one.*Delete") as caught:
         saved.load_latest()
     assert caught.value.exit_code == 1
 
@@ -182,7 +182,7 @@ def test_a_full_disk_at_the_first_checkpoint_names_none(tmp_path: Path, monkeypa
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared(saved: Checkpoints) -> None:
-    shutil.copytree(saved.list()[-1], saved.folder / ".000000000400.part")
+    shutil.copytree(saved.complete()[-1], saved.folder / ".000000000400.part")
     assert newest(saved) == 300
     saved.save(500, tensors(500), {})
     assert sorted(p.name for p in saved.folder.iterdir()) == ["000000000300", "000000000500"]

@@ -74,12 +74,13 @@ def main() -> None:
         app()
     except SystemExit as stop:
         if stop.code == 130:  # how typer ends on Ctrl-C
-            print(f"sidlsg: {describe(KeyboardInterrupt())[0]}", file=sys.stderr, flush=True)
+            message, code = describe(KeyboardInterrupt())
+            print(f"sidlsg: {message}", file=sys.stderr, flush=True)
+            sys.exit(code)
         raise
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         message, code = describe(error)
         print(f"sidlsg: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
-        # A worker of a multi-process run must not wait for the others in an exit handler.
         sys.exit(code)

@@ -49,6 +49,8 @@ def copy(
     from sidlsg.errors import SidlsgError, UsageError
 
     source = preset_path(name)
+    if not source.is_file():
+        raise UsageError(f"{source} does not exist")
     target = to or Path(source.name)
     if target.is_dir():
         target = target / source.name

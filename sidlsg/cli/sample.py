@@ -59,13 +59,8 @@ def sample(
     single = out.suffix.lower() == ".png"
     if single and not grid and len(jobs) > 1:
         raise UsageError(f"--out {out} names one file, but there are {len(jobs)} pictures; give a folder, or --grid")
-    if out.suffix and not single and not out.is_dir():
+    if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
-    folder = out.parent if single else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
 
     from sidlsg import sampler
     from sidlsg.models import DTYPES, pick_device
@@ -75,6 +70,11 @@ def sample(
         raise UsageError(f'precision is "{precision}"; use fp32, bf16 or fp16')
     dtype = DTYPES[precision or ("fp16" if where.type == "cuda" else "fp32")]
     net = open_model(model, where, dtype)
+    folder = out.parent if single else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
     pictures = sampler.sample(
         net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance
     )
