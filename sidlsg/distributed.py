@@ -35,7 +35,8 @@ def launched() -> Processes:
     if "WORLD_SIZE" not in os.environ:
         return Processes()
     try:
-        return Processes(*(int(os.environ.get(k, "0")) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK")), by_torchrun=True)
+        rank, world, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Processes(rank, world, local_rank, by_torchrun=True)
     except ValueError as error:
         raise UsageError(
             f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); start with torchrun"

@@ -44,15 +44,15 @@ class LeanAdam(torch.optim.Optimizer):
                 torch._foreach_add_(denominator, group["eps"])
                 torch._foreach_addcdiv_(params, grads, denominator, -group["lr"])
 
-    def second_moment(self, parameter: nn.Parameter) -> Tensor:
+    def second_moment(self, parameter: Tensor) -> Tensor:
         """The running mean of squared gradients of one parameter, created as zeros when first asked for."""
         state = self.state[parameter]
         if "second_moment" not in state:
             state["second_moment"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["second_moment"]
 
-    def _chunks(self, params: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-        part: list[nn.Parameter] = []
+    def _chunks(self, params: list[nn.Parameter]) -> Iterator[list[Tensor]]:
+        part: list[Tensor] = []
         size = 0
         for parameter in params:
             if part and size + parameter.numel() > self.chunk:

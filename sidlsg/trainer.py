@@ -90,11 +90,12 @@ class Trainer:
             guidance=config.guidance,
             alpha=config.alpha,
         )
-        adam = {"lr": config.lr, "eps": config.adam_eps}
-        self.psi = NetworkUpdate(self.fake, LeanAdam(self.fake.parameters(), **adam), config.batch)
-        self.theta = NetworkUpdate(
-            self.generator, LeanAdam(self.generator.parameters(), **adam), config.batch, config.clip_value
-        )
+
+        def update(net: torch.nn.Module, clip_value: float | None = None) -> NetworkUpdate:
+            adam = LeanAdam(net.parameters(), lr=config.lr, eps=config.adam_eps)
+            return NetworkUpdate(net, adam, config.batch, clip_value)
+
+        self.psi, self.theta = update(self.fake), update(self.generator, config.clip_value)
         self.ema = Ema(self.generator) if config.ema else None
         self.order = rng.PromptOrder(len(self.prompts), config.seed)
 
