@@ -32,7 +32,7 @@ class Guidance:
             if not (math.isfinite(kappa) and kappa >= 0):
                 raise UsageError(f"{name} is {kappa}; a guidance scale must be a finite number >= 0 (1 = no guidance)")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[float]:
         return iter((self.kappa1, self.kappa2, self.kappa3, self.kappa4))
 
     def __str__(self) -> str:
