@@ -18,6 +18,10 @@ from sidlsg.models import plain_attention, unet_latent_shape
 from sidlsg.prompts import TextEncoder
 
 
+# Added to kappa4 for a gradient that is not zero, large against the rounding of half precision.
+RAISE = 10
+
+
 class _Probe:
     """Stands in for the generator's NetworkUpdate: takes the gradient [parameters], float32, and leaves no trace."""
 
@@ -37,7 +41,7 @@ def preflight(nets: Networks, config: Config, prompt: str, encode: TextEncoder, 
     """Check that psi and theta are copies of phi and that gradients through attention are right; returns a report.
 
     With psi = phi and kappa2 = kappa4 the generator's gradient is zero, up to the rounding of terms that cancel. With
-    kappa4 raised by 1 it is not, and must be the one that attention written out in plain operations gives.
+    kappa4 raised it is not, and must be the one that attention written out in plain operations gives.
 
     Args:
         attention: the attention in use, for the messages.
@@ -55,7 +59,7 @@ def preflight(nets: Networks, config: Config, prompt: str, encode: TextEncoder, 
         update_generator(replace(nets, guidance=Guidance(1, k4, k4, kappa4)), probe, batch, 1)  # type: ignore[arg-type]
         return probe.gradient
 
-    zero, probed = gradient(k4).norm().item(), gradient(k4 + 1)
+    zero, probed = gradient(k4).norm().item(), gradient(k4 + RAISE)
     size = probed.norm().item()
     if not (math.isfinite(size) and size > 0):
         raise SidlsgError(
@@ -65,14 +69,14 @@ def preflight(nets: Networks, config: Config, prompt: str, encode: TextEncoder, 
     if not zero <= (1e-4 if exact else 0.02) * size:
         raise SidlsgError(
             f"pre-flight: with ψ = φ and κ2 = κ4 the generator's gradient must be zero, but its norm is {zero:.3g} "
-            f"(against {size:.3g} with κ4 raised by 1). The precision or the attention kernel is at fault: "
+            f"(against {size:.3g} with κ4 raised by {RAISE}). The precision or the attention kernel is at fault: "
             "try --precision fp32, or attention: eager in the preset."
         )
     try:
         with ExitStack() as stack:
             for unet in (nets.teacher.unet, nets.fake.unet, denoiser.unet):
                 stack.enter_context(plain_attention(unet))
-            gap = (gradient(k4 + 1) - probed).norm().item() / size
+            gap = (gradient(k4 + RAISE) - probed).norm().item() / size
         compared = f"within {gap:.1g} of plain attention's"
     except torch.cuda.OutOfMemoryError:
         gap, compared = 0.0, "not compared with plain attention's (no memory for that)"
@@ -84,7 +88,7 @@ def preflight(nets: Networks, config: Config, prompt: str, encode: TextEncoder, 
     schedule = denoiser.schedule
     ratio = schedule.noise_to_data_ratio(config.t_init, torch.zeros(1, dtype=torch.float64)).item()
     return (
-        f"pre-flight: ψ = φ gives zero generator gradient ({zero:.1g} against {size:.3g} with κ4 + 1); attention "
+        f"pre-flight: ψ = φ gives zero generator gradient ({zero:.1g} against {size:.3g} with κ4 + {RAISE}); attention "
         f"{attention}, its gradient {compared}; latents are never clipped; {schedule.prediction_type} teacher, "
         f"σ/a at t_init {ratio:.4f}"
     )
