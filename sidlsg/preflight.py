@@ -17,7 +17,6 @@ from sidlsg.guidance import Guidance
 from sidlsg.models import plain_attention, unet_latent_shape
 from sidlsg.prompts import TextEncoder
 
-
 # Added to kappa4 for a gradient that is not zero, large against the rounding of half precision.
 RAISE = 10
 

@@ -30,7 +30,10 @@ SD_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.01
 
 
 def train_tokenizer(captions: list[str], folder: Path, entries: int = 2000) -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's format, trained on the captions; written as vocab.json and merges.txt."""
+    """A byte-level BPE in CLIP's format, trained once on the captions and kept in ``folder``."""
+    files = {"vocab": str(folder / "vocab.json"), "merges": str(folder / "merges.txt")}
+    if all(Path(file).exists() for file in files.values()):  # training it again breaks ties in another order
+        return CLIPTokenizer(**files, model_max_length=TOKENS)
     specials = ["<|startoftext|>", "<|endoftext|>"]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=specials[1], fuse_unk=False))
     bpe.normalizer = normalizers.Sequence(
@@ -58,7 +61,7 @@ def train_tokenizer(captions: list[str], folder: Path, entries: int = 2000) -> C
     )
     folder.mkdir(parents=True, exist_ok=True)
     bpe.model.save(str(folder))
-    return CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS)
+    return CLIPTokenizer(**files, model_max_length=TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
