@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from sidlsg.checkpoint import Checkpoints
 from sidlsg.errors import UsageError
@@ -77,6 +78,7 @@ def save_folder(
         config = json.loads(config_file.read_text(encoding="utf-8"))
         config["dtype"] = "float32"
         config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        name_text_weights(temporary / "text_encoder" / "model.safetensors")
         if note is not None:
             (temporary / STUDENT_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         for path in temporary.rglob("*"):
@@ -87,6 +89,19 @@ def save_folder(
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def name_text_weights(path: Path) -> None:
+    """Put ``text_model.`` in front of the weights' names, as in every Stable Diffusion folder.
+
+    Late transformers 5 releases leave it out when they save, and read both; older ones and other tools need it.
+    """
+    weights = load_file(path)
+    save_file(
+        {name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in weights.items()},
+        path,
+        metadata={"format": "pt"},
+    )
 
 
 def save_student(folder: Path, teacher: Model, unet: Any, t_init: int, note: dict[str, Any]) -> None:
