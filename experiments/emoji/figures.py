@@ -128,11 +128,10 @@ def readme(run: Path) -> None:
 
 
 def progress(run: Path) -> None:
-    """All grids of the run in a row, from image 0 on."""
+    """Half of every grid of the run, side by side, from image 0 on."""
     grids = sorted((run / "samples").glob("*.png"))
-    labelled([(f"{int(g.stem):,}", Image.open(g).crop((0, 0, 262, 130))) for g in grids]).save(
-        OUT / "progress.png", optimize=True
-    )
+    rows = [(f"{int(g.stem):,}", Image.open(g).crop((0, 0, 130, 262))) for g in grids]  # two columns of the grid
+    labelled(rows, beside=True).save(OUT / "progress.png", optimize=True)
 
 
 def main() -> None:
