@@ -74,10 +74,8 @@ def save_folder(
         ).save_pretrained(temporary)
         # transformers 5 writes tokenizer.json only; older releases and other tools read CLIP's own two files.
         tokenizer.backend_tokenizer.model.save(str(temporary / "tokenizer"))
-        config_file = temporary / "text_encoder" / "config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config["dtype"] = "float32"
-        config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for part in ("text_encoder", "unet", "vae"):
+            tidy_config(temporary / part / "config.json", {"dtype": "float32"} if part == "text_encoder" else {})
         name_text_weights(temporary / "text_encoder" / "model.safetensors")
         if note is not None:
             (temporary / STUDENT_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
@@ -89,6 +87,13 @@ def save_folder(
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tidy_config(path: Path, changes: dict[str, Any]) -> None:
+    """Change a config, and take out the path on this machine that diffusers notes in it."""
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def name_text_weights(path: Path) -> None:

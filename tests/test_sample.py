@@ -172,3 +172,13 @@ def test_a_teacher_is_sampled_in_many_steps_with_guidance(sample, tiny_teacher: 
         sample("a cat", *teacher, "--steps", "2", "--seed", "1")[0],
     ]
     assert all(np.abs(pixels(one) - pixels(path)).max() > 0 for path in changed)
+
+
+def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for path in (run_folder / "student").rglob("*.json")
+        if path.name != "sidlsg.json"
+    }
+    assert len(texts) >= 5
+    assert [path for path, text in texts.items() if str(Path.home()) in text or "_name_or_path" in text] == []
