@@ -103,6 +103,11 @@ class Config:
         return make_guidance(self.strategy, self.kappa)
 
     @property
+    def strategy_name(self) -> str:
+        """The strategy, or "custom" when all four scales are given."""
+        return "custom" if self.kappa is not None and len(self.kappa) == 4 else self.strategy
+
+    @property
     def drops_prompts(self) -> bool:
         """Whether the fake score's update replaces prompts by ""."""
         guided = self.guidance.kappa1 != 1 or self.guidance.kappa2 != 1

@@ -48,7 +48,7 @@ def plan(
     rows = {
         "teacher": f"{teacher} ({where})",
         "prompts": prompts,
-        "strategy": f"{config.strategy}: {config.guidance}",
+        "strategy": f"{config.strategy_name}: {config.guidance}",
         "duration": f"{config.images:,} images in {config.iterations:,} iterations of {config.batch}",
         "batch": f"{config.batch} = {processes} process(es) x {rounds} round(s) x {config.micro_batch} images",
         "UNet passes an image": work,

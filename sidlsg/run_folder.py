@@ -29,7 +29,7 @@ FREE = {
 def default_name(config: Config, preset: str | None) -> str:
     """The same command gives the same folder: teacher, preset, strategy and scales."""
     scales = "-".join(f"{k:g}" for k in config.kappa) if config.kappa else "default"
-    name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy}-{scales}"
+    name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy_name}-{scales}"
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 

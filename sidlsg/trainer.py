@@ -290,7 +290,7 @@ class Trainer:
         config = self.config
         note = {
             "teacher": self.teacher.source,
-            "strategy": config.strategy,
+            "strategy": config.strategy_name,
             "kappa": list(config.guidance),
             "images_seen": self.images_seen,
             "weights": "ema" if self.ema else "last",

@@ -328,3 +328,8 @@ def test_a_config_survives_its_yaml_file(tmp_path_factory, config: Config) -> No
 
 def test_usage_errors_are_misuse_and_others_failures() -> None:
     assert (UsageError.exit_code, SidlsgError.exit_code) == (2, 1)
+
+
+def test_four_scales_are_called_custom_and_one_by_its_strategy() -> None:
+    assert Config(strategy="long", kappa=(3.0,)).strategy_name == "long"
+    assert Config(strategy="lsg", kappa=(1.0, 0.5, 0.5, 1.0)).strategy_name == "custom"
