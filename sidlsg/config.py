@@ -43,6 +43,7 @@ class Config:
     images: int = 10_000_000  # duration, in images seen
     batch: int = 512  # images an iteration, over all processes
     micro_batch: int = 4  # images a forward pass, per process
+    fake_micro_batch: int | None = None  # the same for the fake score's update, which holds fewer graphs; None: micro_batch
     processes: int = 1  # what the preset was made for; the plan assumes it, torchrun decides
     lr: float = 1e-6  # both networks
     adam_eps: float = 1e-8
@@ -51,7 +52,14 @@ class Config:
     tf32: bool = False
     attention: str = "sdpa"  # sdpa (FlashAttention where the GPU has it), xformers, eager (no fused attention)
     channels_last: bool = False
+    compile: bool = False  # torch.compile of the UNets, static shapes
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass, of the frozen networks too
+    two_stage: bool = False  # the generator's gradient by one network at a time: three graphs alive instead of five
+    lean_adam: bool = True  # no first moment, which is the gradient for beta1 = 0; false: torch.optim.Adam
+    offload_optimizer: bool = False  # optimiser state of the network that is not being updated waits on the CPU
+    half_teacher: bool = False  # the frozen teacher's weights in 16 bits under fp32 or bf16
     ema: bool = True
+    ema_device: str = "same"  # same, or cpu: the average is kept in fp32 on the CPU
     ema_half_life: int = 50_000  # images
     ema_ramp_up: float | None = 0.05  # half-life = min(ema_half_life, ema_ramp_up x images seen)
     seed: int = 0
@@ -81,6 +89,7 @@ class Config:
             need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("t_min", "t_init", "t_max"):
             need(0 <= getattr(self, name) <= 999, name, "a timestep, 0 to 999")
+        need(self.fake_micro_batch is None or self.fake_micro_batch >= 1, "fake_micro_batch", "at least 1")
         need(self.t_min <= self.t_max, "t_min", f"at most t_max ({self.t_max})")
         for name in ("lr", "adam_eps"):
             need(math.isfinite(getattr(self, name)) and getattr(self, name) > 0, name, "a number > 0")
@@ -92,7 +101,7 @@ class Config:
         need(0 <= self.seed < 2**63, "seed", "a whole number >= 0")
         need(1 <= self.grid_images <= 256, "grid_images", "1 to 256")
         need(len(self.latent_std) == 2, "latent_std", "two numbers, smallest and largest")
-        for name, known in (("precision", PRECISIONS), ("attention", ATTENTIONS), ("drop_when", ("always", "guided"))):
+        for name, known in (("precision", PRECISIONS), ("attention", ATTENTIONS), ("drop_when", ("always", "guided")), ("ema_device", ("same", "cpu"))):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise UsageError(f'{name} is "{value}"{nearest(value, known)}')
@@ -165,7 +174,7 @@ def parse_kappa(text: str) -> tuple[float, ...]:
         ) from None
 
 
-COUNTS = {"images", "batch", "micro_batch", "processes", "ema_half_life", "log_every", "checkpoint_every"}
+COUNTS = {"images", "batch", "micro_batch", "fake_micro_batch", "processes", "ema_half_life", "log_every", "checkpoint_every"}
 
 
 def _convert(name: str, value: Any) -> Any:
