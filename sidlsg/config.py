@@ -43,7 +43,9 @@ class Config:
     images: int = 10_000_000  # duration, in images seen
     batch: int = 512  # images an iteration, over all processes
     micro_batch: int = 4  # images a forward pass, per process
-    fake_micro_batch: int | None = None  # the same for the fake score's update, which holds fewer graphs; None: micro_batch
+    fake_micro_batch: int | None = (
+        None  # the same for the fake score's update, which holds fewer graphs; None: micro_batch
+    )
     processes: int = 1  # what the preset was made for; the plan assumes it, torchrun decides
     lr: float = 1e-6  # both networks
     adam_eps: float = 1e-8
@@ -69,6 +71,10 @@ class Config:
     keep_checkpoints: int = 2
     grid_prompts: str | None = None  # prompts of the sample grid; None: the teacher's own, or the first of `prompts`
     grid_images: int = 16
+    eval_every: int | None = None  # images between two scorings of the student; None: never
+    eval_protocol: str = "embedded"  # gigagan for Stable Diffusion
+    eval_reference: str | None = None  # file of `sidlsg eval stats`; embedded has its own
+    eval_images: int = 1024
     latent_mean: float = 2.0  # the run stops when |mean of x_g| is larger
     latent_std: tuple[float, ...] = (0.1, 5.0)  # ... or its standard deviation is outside
 
@@ -90,6 +96,8 @@ class Config:
         for name in ("t_min", "t_init", "t_max"):
             need(0 <= getattr(self, name) <= 999, name, "a timestep, 0 to 999")
         need(self.fake_micro_batch is None or self.fake_micro_batch >= 1, "fake_micro_batch", "at least 1")
+        need(self.eval_every is None or self.eval_every >= 1, "eval_every", "at least 1 image, or null")
+        need(self.eval_images >= 16, "eval_images", "at least 16")
         need(self.t_min <= self.t_max, "t_min", f"at most t_max ({self.t_max})")
         for name in ("lr", "adam_eps"):
             need(math.isfinite(getattr(self, name)) and getattr(self, name) > 0, name, "a number > 0")
@@ -101,7 +109,12 @@ class Config:
         need(0 <= self.seed < 2**63, "seed", "a whole number >= 0")
         need(1 <= self.grid_images <= 256, "grid_images", "1 to 256")
         need(len(self.latent_std) == 2, "latent_std", "two numbers, smallest and largest")
-        for name, known in (("precision", PRECISIONS), ("attention", ATTENTIONS), ("drop_when", ("always", "guided")), ("ema_device", ("same", "cpu"))):
+        for name, known in (
+            ("precision", PRECISIONS),
+            ("attention", ATTENTIONS),
+            ("drop_when", ("always", "guided")),
+            ("ema_device", ("same", "cpu")),
+        ):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise UsageError(f'{name} is "{value}"{nearest(value, known)}')
@@ -174,7 +187,18 @@ def parse_kappa(text: str) -> tuple[float, ...]:
         ) from None
 
 
-COUNTS = {"images", "batch", "micro_batch", "fake_micro_batch", "processes", "ema_half_life", "log_every", "checkpoint_every"}
+COUNTS = {
+    "images",
+    "batch",
+    "micro_batch",
+    "fake_micro_batch",
+    "processes",
+    "ema_half_life",
+    "log_every",
+    "checkpoint_every",
+    "eval_every",
+    "eval_images",
+}
 
 
 def _convert(name: str, value: Any) -> Any:

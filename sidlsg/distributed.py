@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sidlsg.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,17 @@ def all_reduce_sum(tensors: list[Tensor]) -> None:
     if dist.is_initialized():
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, by rank, on every process."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def any_process(flag: bool) -> bool:

@@ -23,6 +23,10 @@ FREE = {
     "keep_checkpoints",
     "latent_mean",
     "latent_std",
+    "eval_every",
+    "eval_protocol",
+    "eval_reference",
+    "eval_images",
 }
 
 
@@ -59,6 +63,18 @@ class RunFolder:
     def student(self) -> Path:
         return self.path / "student"
 
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
     def load_config(self) -> Config:
         """The configuration saved beside the run."""
         return Config(**load_settings(self.config))
@@ -94,17 +110,18 @@ class RunFolder:
             raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
 
     def cut_metrics(self, images_seen: int) -> None:
-        """Drop metrics written after the checkpoint that a resumed run goes on from, and a half-written last line."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in read_metrics(self.metrics) if line["images_seen"] <= images_seen]
-        temporary = self.metrics.with_suffix(".part")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.metrics)
+        """Drop metrics and scores written after the checkpoint that a resumed run goes on from, and a half-written last line."""
+        for path in (self.metrics, self.scores):
+            if not path.exists():
+                continue
+            kept = [line for line in read_metrics(path) if line["images_seen"] <= images_seen]
+            temporary = path.with_suffix(".part")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a damaged line (an interrupted write) is left out."""
+    """The lines of a ``metrics.jsonl`` or ``scores.jsonl``; a damaged line (an interrupted write) is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sidlsg.denoiser import Denoiser, OneStepGenerator
-from sidlsg.errors import UsageError
+from sidlsg.errors import UsageError, nearest
 from sidlsg.models import Model
 
 
@@ -40,11 +40,28 @@ def one_step(model: Model, prompts: Sequence[str], seeds: Sequence[int], t_init:
     return model.decode(generator(z, model.encode()(prompts)))
 
 
-def many_steps(model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
-    """The model's own sampler with classifier-free guidance, by diffusers' StableDiffusionPipeline: [B, 3, H, W]."""
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 25, 3.0  # of a teacher
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def many_steps(
+    model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
+) -> Tensor:
+    """Classifier-free guidance by diffusers' StableDiffusionPipeline, images [B, 3, H, W] in [0, 1].
+
+    Args:
+        sampler: a key of ``SAMPLERS``; None is the model's own.
+    """
     import diffusers
 
-    kind = getattr(diffusers, model.scheduler_config["_class_name"])
+    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
     pipeline = diffusers.StableDiffusionPipeline(
         tokenizer=model.tokenizer,
         text_encoder=model.text_encoder,
@@ -66,6 +83,26 @@ def many_steps(model: Model, prompts: Sequence[str], seeds: Sequence[int], steps
     return model.decode(latents)
 
 
+def check_sampling(
+    model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
+) -> tuple[int, float]:
+    """Steps and guidance scale with their defaults: one pass for a student, 25 steps at CFG 3 for a teacher.
+
+    Raises UsageError when they do not fit the model, or for an unknown sampler.
+    """
+    if model.student is not None:
+        if steps not in (None, 1):
+            raise UsageError(f"{model.source} is a one-step generator; leave out --steps")
+        if guidance not in (None, 1.0):
+            raise UsageError(f"{model.source} has its guidance built in; leave out --guidance")
+        if sampler is not None:
+            raise UsageError(f"{model.source} is a one-step generator; leave out --sampler")
+        return 1, 1.0
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UsageError(f'unknown sampler "{sampler}"{nearest(sampler, SAMPLERS)}')
+    return steps or DEFAULT_STEPS, DEFAULT_GUIDANCE if guidance is None else guidance
+
+
 def sample(
     model: Model,
     prompts: Sequence[str],
@@ -74,24 +111,22 @@ def sample(
     batch: int = 8,
     steps: int | None = None,
     guidance: float | None = None,
+    sampler: str | None = None,
 ) -> Iterator[Image.Image]:
     """One picture for each (prompt, seed) pair, in order; picture i does not depend on ``batch``.
 
     Args:
-        steps: 1 for a one-step student (its default); more runs the model's own sampler with ``guidance``.
+        steps: 1 for a one-step student (its default); more runs ``sampler`` (None: the model's own) with ``guidance``.
 
     Raises UsageError when the settings do not fit the model.
     """
-    if model.student is not None and steps not in (None, 1):
-        raise UsageError(f"{model.source} is a one-step generator; leave out --steps")
-    if model.student is not None and guidance not in (None, 1.0):
-        raise UsageError(f"{model.source} has its guidance built in; leave out --guidance")
+    steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         if model.student is not None:
             images = one_step(model, prompts[part], seeds[part], model.student["t_init"])
         else:
-            images = many_steps(model, prompts[part], seeds[part], steps or 25, 3.0 if guidance is None else guidance)
+            images = many_steps(model, prompts[part], seeds[part], steps, guidance, sampler)
         yield from to_pil(images)
 
 
@@ -106,14 +141,14 @@ def make_grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: 
     return grid
 
 
-def save_png(picture: Image.Image, path: Path, **facts: str | int) -> None:
+def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts: str | int) -> None:
     """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
     info = PngInfo()
     for key, value in facts.items():
         info.add_itxt(key, str(value))
     temporary = path.with_name(path.name + ".part")
     try:
-        picture.save(temporary, format="PNG", pnginfo=info)
+        picture.save(temporary, format="PNG", pnginfo=info, compress_level=compress_level)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -35,9 +36,10 @@ from sidlsg.optim import LeanAdam
 from sidlsg.preflight import preflight
 from sidlsg.progress import NOTE, RunProgress
 from sidlsg.prompts import PromptFile
-from sidlsg.run_folder import RunFolder
+from sidlsg.run_folder import RunFolder, read_metrics
 from sidlsg.sampler import make_grid, save_png, seed_noise, to_pil
 from sidlsg.student import save_student
+from sidlsg.track import Tracker, draw_curves, due
 from sidlsg.update import NetworkUpdate, Stats
 
 # Figure 2 of the paper: 0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4 and 5 million images of a 5M run.
@@ -62,6 +64,8 @@ class Trainer:
         folder.check(config)
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
+        # Before the networks are loaded: a missing reference or weights file is worth nothing later.
+        self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         self._build()
         if self.processes.main:
             folder.claim(config)
@@ -191,6 +195,7 @@ class Trainer:
                 preflight(self.nets, config, self.prompts[0], self.encode, self.attention), highlight=False
             )
             self.grid()
+            self.track(-1)
         grids = sorted(
             {round(share * config.images / config.batch) * config.batch for share in GRID_SHARES} | {config.images}
         )
@@ -214,6 +219,7 @@ class Trainer:
                     window, begun, logged = [], time.monotonic(), self.images_seen
                 if any(before < at <= self.images_seen for at in grids):
                     self.grid()
+                begun += self.track(before)
                 stopping = distributed.any_process(stop.is_set())
                 if crossed(config.checkpoint_every) or stopping or self.images_seen >= config.images:
                     if window:
@@ -283,10 +289,43 @@ class Trainer:
         path = self.folder.samples / f"{self.images_seen:012d}.png"
         save_png(make_grid(pictures), path, prompts=" | ".join(self.grid_prompts), images_seen=self.images_seen)
 
+    @torch.no_grad()
+    def _draw_pictures(self, z: Tensor, prompts: list[str]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of the generator as it is."""
+        return self.teacher.decode(self.nets.generator(z.to(self.device), self.encode(prompts)))
+
+    def track(self, before: int) -> float:
+        """Score the student when that is due since ``before`` images (-1: the start); returns the seconds it took.
+
+        Appends to scores.jsonl, redraws curves.png and, when the distance is the smallest so far, writes best/.
+        """
+        config, tracker, begun = self.config, self.tracker, time.monotonic()
+        if tracker is None or config.eval_every is None:
+            return 0.0
+        last = self.images_seen >= config.images
+        if not (before < 0 or last or due(before, self.images_seen, config.eval_every, config.batch)):
+            return 0.0
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            scores = tracker(self._draw_pictures, self.teacher.latent_shape)
+        if self.processes.main:
+            earlier = read_metrics(self.folder.scores) if self.folder.scores.is_file() else []
+            line = {"images_seen": self.images_seen, "protocol": tracker.protocol.name} | scores
+            with self.folder.scores.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            self.console.print(f"{self.images_seen:,} images: {shown}", highlight=False, soft_wrap=True)
+            if before >= 0 and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
+                self._write_student(self.folder.best, scores)
+        return time.monotonic() - begun
+
     def finish(self) -> None:
         """Write student/: the averaged generator (or the last one, without EMA) as a diffusers folder."""
-        if not self.processes.main:
-            return
+        if self.processes.main:
+            self._write_student(self.folder.student)
+
+    def _write_student(self, folder: Path, scores: dict[str, float] | None = None) -> None:
+        """The averaged generator as a diffusers folder, with what it is in sidlsg.json."""
         config = self.config
         note = {
             "teacher": self.teacher.source,
@@ -298,8 +337,10 @@ class Trainer:
             "prompts_sha256": self.prompts.sha256,
             "sidlsg": __version__,
         }
+        if scores:
+            note["scores"] = scores
         with self.ema.swapped_in() if self.ema else nullcontext():
-            save_student(self.folder.student, self.teacher, self.generator, config.t_init, note)
+            save_student(folder, self.teacher, self.generator, config.t_init, note)
 
 
 def _means(window: list[tuple[Stats, Stats]]) -> list[float]:

@@ -32,6 +32,9 @@ def distill(
         str | None, typer.Option(help="fp32, bf16 (autocast) or fp16 (the paper's pure half).")
     ] = None,
     ema: Annotated[bool | None, typer.Option("--ema/--no-ema", help="Average the generator's weights.")] = None,
+    eval_every: Annotated[
+        str | None, typer.Option(help="Score the student every so many images, keep the best, draw curves.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     out: Annotated[
@@ -78,6 +81,7 @@ def distill(
         "lr": lr,
         "precision": precision,
         "ema": ema,
+        "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
         "seed": seed,
         "device": device,
     }

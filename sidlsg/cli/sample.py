@@ -29,6 +29,9 @@ def sample(
     model: Annotated[str, typer.Option(help="Run folder, diffusers folder, alias or hub id.")] = "emoji-student",
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler of a teacher: ddim, ddpm, pndm, euler, dpm++, unipc (default: its own).")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once; does not change them.")] = 8,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
@@ -62,7 +65,7 @@ def sample(
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
 
-    from sidlsg import sampler
+    from sidlsg import sampler as samplers
     from sidlsg.models import DTYPES, pick_device
 
     where = pick_device(device)
@@ -75,14 +78,14 @@ def sample(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
-    pictures = sampler.sample(
-        net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance
+    pictures = samplers.sample(
+        net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance, sampler=sampler
     )
     if grid:
-        path = out if single else free_path(folder / f"grid-{sampler.slug(texts[0])}.png")
+        path = out if single else free_path(folder / f"grid-{samplers.slug(texts[0])}.png")
         shown = " | ".join(texts)
-        sampler.save_png(
-            sampler.make_grid(list(pictures), columns),
+        samplers.save_png(
+            samplers.make_grid(list(pictures), columns),
             path,
             prompt=shown,
             seed=",".join(map(str, numbers)),
@@ -91,8 +94,8 @@ def sample(
         print(path)
         return
     for (text, number), picture in zip(jobs, pictures, strict=True):
-        path = out if single else free_path(folder / f"{sampler.slug(text)}-{number}.png")
-        sampler.save_png(picture, path, prompt=text, seed=number, model=net.source)
+        path = out if single else free_path(folder / f"{samplers.slug(text)}-{number}.png")
+        samplers.save_png(picture, path, prompt=text, seed=number, model=net.source)
         print(path, flush=True)
 
 
