@@ -144,7 +144,7 @@ def generate(
         waiting: list[Future[None]] = []
         for job, picture in zip(todo, pictures, strict=True):
             # Fast compression: writing must not hold up the network.
-            facts = {"prompt": job.prompt, "seed": job.seed, "model": model.source}
+            facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed, "model": model.source}
             waiting.append(pool.submit(save_png, picture, folder / job.path, compress_level=1, **facts))
             if len(waiting) >= 4 * batch:
                 waiting.pop(0).result()

@@ -7,44 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
+from conftest import one_line
 
-from sidlsg import cli
 from sidlsg.config import preset_path
 from sidlsg.run_folder import RunFolder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """``run(*arguments)`` -> (exit code, stdout, stderr), in an empty folder, offline, with an empty cache."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / ".cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / ".cache"))
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sidlsg", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def one_line(err: str, *parts: str) -> None:
-    """stderr is one line of ours, without a traceback, and contains every part."""
-    assert err.startswith("sidlsg: "), err
-    assert err.count("\n") == 1, err
-    assert err.endswith("\n")
-    assert "Traceback" not in err
-    assert "unexpected" not in err
-    missing = [part for part in parts if part not in err]
-    assert not missing, (missing, err)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def _load(path: Path) -> Encoded | None:
 def _save(part: Encoded, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    arrays = {"features": part.features.numpy()}
+    arrays: dict[str, Any] = {"features": part.features.numpy()}
     if part.embeddings is not None:
         arrays["embeddings"] = part.embeddings.numpy()
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.metrics.networks import _clear_failure, quiet_logging
@@ -41,7 +41,7 @@ class HpsScorer:
         facts: what is recorded with the scores: version, backend, antialias.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     prepare: Callable[[Image.Image], Tensor]
     device: torch.device

@@ -49,18 +49,15 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [[describe(results), *(f"{scores[key]:.{COLUMNS[key][1]}f}" for key in keys)]]
     for row in published().get(results["protocol"], []):
         if any(row.get(key) is not None for key in keys):
-            values = [row.get(key) for key in keys]
-            rows.append(
-                [
-                    row["method"],
-                    *("–" if v is None else f"{v:.{_digits(key)}f}" for v, key in zip(values, keys, strict=True)),
-                ]
-            )
+            rows.append([row["method"], *(_as_published(key, row.get(key)) for key in keys)])
     return head, rows
 
 
-def _digits(key: str) -> int:
-    return 2 if key in ("clip", "precision", "recall") else COLUMNS[key][1]
+def _as_published(key: str, value: float | None) -> str:
+    """With as many digits as the paper gives: CLIP scores have two or three."""
+    if value is None:
+        return "–"
+    return f"{value:g}" if key == "clip" else f"{value:.2f}"
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -1,0 +1,428 @@
+"""``sidlsg eval`` as a user meets it: what it draws, scores and writes, how it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_line
+from PIL import Image
+
+from sidlsg import evaluate
+from sidlsg.distributed import Processes
+from sidlsg.metrics import report, weights
+from sidlsg.metrics.reference import BENCH
+from sidlsg.models import load_model
+from sidlsg.run_folder import read_metrics
+from sidlsg.track import due
+from sidlsg.trainer import Trainer
+
+FEW = ["--limit", "24", "--device", "cpu"]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def folder_of(path: Path, count: int, size: int = 64, suffix: str = ".png") -> Path:
+    """``count`` numbered noise pictures."""
+    path.mkdir(parents=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{i:06d}{suffix}")
+    return path
+
+
+# -- drawing and scoring ---------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_student_is_scored_and_what_is_there_is_not_drawn_again(run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, shown, _ = run("eval", *FEW, "--out", out)
+    assert code == 0
+    first = results(out)
+    assert first["protocol"] == "embedded"
+    assert first["pictures"] == 24
+    assert first["scores"]["clip"] > 0.4  # the shipped student draws what it is asked for; noise has about 0
+    assert "fd" in first["scores"]
+    assert "fid" not in first["scores"]
+    assert f"{first['scores']['clip']:.4f}" in shown
+    assert f"{first['scores']['clip']:.4f}" in (out / "results.md").read_text(encoding="utf-8")
+
+    pictures = sorted((out / "images").glob("*.png"))
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(24)]
+    captions = (BENCH / "captions.txt").read_text(encoding="utf-8").splitlines()
+    assert [Image.open(p).text["prompt"] for p in pictures] == captions[:24]
+    assert [Image.open(p).text["seed"] for p in pictures] == [str(i) for i in range(24)]
+
+    kept = {p: p.stat().st_mtime_ns for p in pictures}
+    pictures[5].unlink()
+    pictures[23].unlink()
+    assert run("eval", *FEW, "--out", out)[0] == 0
+    redrawn = {p for p in pictures if p.stat().st_mtime_ns != kept[p]}
+    assert redrawn == {pictures[5], pictures[23]}
+    # The two were drawn in a batch of two: equal up to the rounding of a few pixels.
+    assert results(out)["scores"] == pytest.approx(first["scores"], rel=1e-4)
+
+
+def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sidlsg.metrics import chunks
+    from sidlsg.metrics.scorer import Scorer
+
+    monkeypatch.setattr(chunks, "CHUNK", 10)
+    encode, sizes = Scorer.encode, []
+
+    def stop_in_the_third(self, items, *rest, **options):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(items))
+        return encode(self, items, *rest, **options)
+
+    fake = folder_of(tmp_path / "fake", 24)
+    command = ["eval", "--images", fake, "--protocol", "embedded", "--device", "cpu", "--only", "fid", "--out"]
+    run("eval", *FEW, "--out", tmp_path / "warm")  # the reference is in the cache now
+    monkeypatch.setattr(Scorer, "encode", stop_in_the_third)
+    code, _, err = run(*command, tmp_path / "out")
+    assert (code, sizes) == (1, [10, 10])
+    one_line(err, "interrupted")
+
+    def count(self, items, *rest, **options):
+        sizes.append(len(items))
+        return encode(self, items, *rest, **options)
+
+    monkeypatch.setattr(Scorer, "encode", count)
+    assert run(*command, tmp_path / "out")[0] == 0
+    assert sizes == [10, 10, 4]
+    monkeypatch.setattr(Scorer, "encode", encode)
+    monkeypatch.setattr(chunks, "CHUNK", 4096)
+    assert run(*command, tmp_path / "at-once")[0] == 0
+    assert results(tmp_path / "out")["scores"]["fd"] == pytest.approx(
+        results(tmp_path / "at-once")["scores"]["fd"], rel=1e-4
+    )
+
+
+def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_teacher), torch.device("cpu"))
+    jobs = evaluate.caption_jobs([f"prompt {i}" for i in range(7)])
+    options = {"batch": 2, "steps": 2, "guidance": 1.5}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert evaluate.generate(model, jobs, alone, Processes(), **options) == 7
+    drawn = []
+    for rank in range(3):
+        todo = evaluate.missing(jobs, tmp_path / "none")[rank::3]
+        part = tmp_path / f"part{rank}"
+        drawn.append(evaluate.generate(model, todo, part, Processes(), **options))
+        shutil.copytree(part, shared, dirs_exist_ok=True)
+        # What one process would take of everything is exactly this share.
+        assert evaluate.generate(model, jobs, tmp_path / f"rank{rank}", Processes(rank, 3), **options) == len(todo)
+        names = {p.name for p in (tmp_path / f"rank{rank}").glob("*.png")}
+        assert names == {p.name for p in part.glob("*.png")}
+    assert drawn == [3, 2, 2]
+    for job in jobs:
+        assert (shared / job.path).read_bytes() == (alone / job.path).read_bytes()
+    assert evaluate.missing(jobs, shared) == []
+
+
+def test_pictures_made_with_other_settings_are_not_mixed(run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    teacher = ["eval", "--model", "emoji", "--limit", "2", "--device", "cpu", "--only", "clip", "--out", out]
+    assert run(*teacher, "--steps", "2")[0] == 0
+    code, _, err = run(*teacher, "--steps", "3")
+    assert code == 2
+    one_line(err, "steps (2 there, 3 here)", "--out")
+
+
+def test_a_teachers_row_says_how_it_was_sampled(run, tmp_path: Path) -> None:
+    options = [
+        "--steps",
+        "2",
+        "--guidance",
+        "1.5",
+        "--sampler",
+        "unipc",
+        "--limit",
+        "2",
+        "--device",
+        "cpu",
+        "--only",
+        "clip",
+    ]
+    code, _, _ = run("eval", "--model", "emoji", *options, "--out", tmp_path / "out")
+    assert code == 0
+    assert "emoji, 2 steps, CFG 1.5, unipc" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
+
+def test_statistics_can_be_shared_instead_of_pictures(run, tmp_path: Path) -> None:
+    real, fake = folder_of(tmp_path / "real", 12), folder_of(tmp_path / "fake", 9)
+    stats = tmp_path / "stats.npz"
+    assert run("eval", "stats", real, "--out", stats, "--protocol", "embedded", "--device", "cpu")[0] == 0
+    scores = []
+    for name, reference in (("folder", real), ("file", stats)):
+        command = ["eval", "--images", fake, "--reference", reference, "--protocol", "embedded", "--device", "cpu"]
+        code, shown, _ = run(*command, "--out", tmp_path / name)
+        assert code == 0, shown
+        scores.append(results(tmp_path / name)["scores"])
+        assert "not comparable" in shown  # 12 reference pictures instead of 1,024
+    assert scores[0] == scores[1]
+    assert {"fd", "precision", "recall"} <= set(scores[0])
+
+
+def test_jpeg_pictures_and_small_numbers_are_warned_about(run, tmp_path: Path) -> None:
+    fake = folder_of(tmp_path / "fake", 9, suffix=".jpg")
+    code, shown, _ = run(
+        "eval", "--images", fake, "--protocol", "embedded", "--device", "cpu", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert "lossy" in shown
+    assert "1,015 of 1,024 captions have no picture (first: 9)" in shown
+    assert len(results(tmp_path / "out")["warnings"]) == 2
+
+
+def test_few_pictures_under_inception_are_called_rank_deficient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sidlsg.metrics.pictures import find_pictures
+    from sidlsg.metrics.protocol import get_protocol
+    from sidlsg.metrics.scorer import Scorer
+
+    # The judge's network under the protocol's name: the warning is about counts.
+    scorer = Scorer(get_protocol("embedded"), torch.device("cpu"), ("fid",))
+    fake = find_pictures(folder_of(tmp_path / "fake", 9))
+    reference = scorer.reference(torch.randn(20, 128), "test")
+    scorer.protocol = replace(scorer.protocol, features="inception")
+    said: list[str] = []
+    options = {"bar": lambda name, total: lambda n: None, "warn": said.append, "stage": lambda text: None}
+    scores = evaluate.score_pictures(scorer, fake, None, reference, tmp_path / "work", **options)
+    assert "fd" in scores
+    assert any("rank-deficient" in text for text in said)
+
+
+# -- plans -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_lists_what_is_needed_and_downloads_nothing(run, tmp_path: Path) -> None:
+    code, shown, _ = run("eval", "--coco30k", "--model", "sd15", "--dry-run")
+    assert code == 0
+    text = " ".join(shown.split())
+    for name in ("inception", "clip-vit-g-14", "coco30k"):
+        row = weights.weight_files()[name]
+        assert row.url in text.replace(" ", "") or row.url.split("/")[-1] in text
+    assert "30,000 PNG files" in text
+    assert "MISSING, give --reference: the 40,504 JPEG files" in text
+    assert "A photo depicts" in text
+    assert not (tmp_path / "evals").exists()
+    assert not (tmp_path / ".cache" / "weights").exists()
+
+
+def test_the_hps_dry_run_names_checkpoint_and_prompts(run) -> None:
+    code, shown, _ = run("eval", "--hpsv2", "--model", "sd15", "--dry-run")
+    assert code == 0
+    assert "4 x 800 prompts" in shown
+    assert "HPS_v2_compressed.pt" in shown
+    code, shown, _ = run("eval", "--hpsv2", "--hps-version", "v2.1", "--model", "sd15", "--dry-run")
+    assert "HPS_v2.1_compressed.pt" in shown
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--coco30k", "--hpsv2"], ["--coco30k", "--hpsv2"]),
+        (["--coco30k", "--protocol", "embedded"], ["embedded", "gigagan"]),
+        (["--protocol", "gigagan"], ["--coco30k"]),
+        (["--protocol", "gigagam"], ["gigagan"]),
+        (["--only", "fid,is"], ["fid,clip,pr"]),
+        (["--images", "nowhere", "--model", "emoji"], ["--images", "--model"]),
+        (["--images", "nowhere"], ["--reference"]),
+        (["--images", "nowhere", "--protocol", "embedded"], ["nowhere", "not a folder"]),
+        (["--hpsv2", "--hps-version", "2"], ["v2.0"]),
+        (["--hpsv2", "--reference", "x.npz"], ["--reference"]),
+        (["--model", "emoji-student", "--steps", "4", "--limit", "2"], ["--steps"]),
+        (["--model", "emoji", "--sampler", "dpm+", "--limit", "2"], ["dpm++"]),
+        (["--model", "emoij"], ["emoji"]),
+        (["--precision", "half", "--limit", "2"], ["fp16"]),
+        (["stats", "nowhere", "--out", "x.npz"], ["nowhere"]),
+        (["stats", "nowhere", "--out", "x.pt"], [".npz"]),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(run, arguments: list[str], parts: list[str]) -> None:
+    code, _, err = run("eval", *arguments)
+    assert code == 2, err
+    one_line(err, *parts)
+
+
+@pytest.fixture
+def captions30k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A list of the right length, taken as the right one."""
+    path = tmp_path / "captions.txt"
+    path.write_text("".join(f"caption {i}\n" for i in range(30_000)), encoding="utf-8")
+    rows = dict(weights.weight_files())
+    rows["coco30k"] = replace(rows["coco30k"], sha256=None)
+    monkeypatch.setattr(weights, "weight_files", lambda: rows)
+    return path
+
+
+def test_the_caption_list_must_be_the_protocols(run, tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("a cat\n" * 29_999, encoding="utf-8")
+    code, _, err = run("eval", "--coco30k", "--prompts", path, "--dry-run")
+    assert code == 2
+    one_line(err, "29,999", "30,000")
+    path.write_text("a cat\n" * 30_000, encoding="utf-8")
+    code, _, err = run("eval", "--coco30k", "--prompts", path, "--dry-run")
+    assert code == 2
+    one_line(err, "SHA-256", "--prompts")
+
+
+def test_without_a_network_a_missing_file_is_named_before_anything_is_drawn(run, tmp_path: Path) -> None:
+    code, _, err = run("eval", "--coco30k", "--model", "emoji-student")
+    assert code == 1
+    one_line(err, "captions.txt", "--prompts FILE", "https://")
+
+
+def test_missing_weights_are_named_before_anything_is_drawn(
+    run, tmp_path: Path, captions30k: Path, monkeypatch
+) -> None:
+    options = ["--coco30k", "--prompts", captions30k, "--model", "emoji-student", "--device", "cpu"]
+    code, _, err = run("eval", *options)
+    assert code == 2
+    one_line(err, "--reference", "40,504")
+    code, _, err = run("eval", *options, "--reference", tmp_path)
+    assert code == 1
+    one_line(err, "--inception FILE", "inception-2015-12-05", "https://")
+    code, _, err = run("eval", *options, "--reference", tmp_path, "--inception", tmp_path / "x.pth")
+    assert code == 2
+    one_line(err, "--inception", "x.pth")
+    assert not (tmp_path / "evals").exists()
+
+
+def test_folders_that_cannot_be_scored(run, tmp_path: Path) -> None:
+    def attempt(folder: Path) -> str:
+        options = ["--protocol", "embedded", "--device", "cpu", "--out", tmp_path / "out"]
+        code, _, err = run("eval", "--images", folder, *options)
+        assert code == 2
+        return err
+
+    (tmp_path / "empty").mkdir()
+    one_line(attempt(tmp_path / "empty"), "no pictures")
+    mixed = folder_of(tmp_path / "mixed", 3)
+    Image.new("RGB", (64, 32)).save(mixed / "000001.png")
+    one_line(attempt(mixed), "mixes sizes", "64x32")
+    damaged = folder_of(tmp_path / "damaged", 3)
+    whole = (damaged / "000002.png").read_bytes()
+    (damaged / "000002.png").write_bytes(whole[: len(whole) // 2])
+    one_line(attempt(damaged), "000002.png")
+    one_line(attempt(folder_of(tmp_path / "large", 3, size=65)), "65x65", "64x64")
+
+
+def test_results_of_another_protocol_are_not_overwritten(run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text('{"protocol": "gigagan"}', encoding="utf-8")
+    code, _, err = run("eval", *FEW, "--out", out)
+    assert code == 2
+    one_line(err, "gigagan", "--out")
+    assert json.loads((out / "results.json").read_text()) == {"protocol": "gigagan"}
+
+
+def test_a_download_must_have_the_pinned_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "file.bin").write_bytes(b"content")
+    row = replace(weights.weight_files()["inception"], url=(tmp_path / "file.bin").as_uri(), file="it.bin", others=())
+    import hashlib
+
+    right = replace(row, sha256=hashlib.sha256(b"content").hexdigest())
+    monkeypatch.setattr(weights, "weight_files", lambda: {"inception": row})
+    monkeypatch.setattr(weights, "weight_files", lambda: {"inception": replace(row, sha256="0" * 64)})
+    with pytest.raises(weights.SidlsgError, match="another file than expected"):
+        weights.find_weights("inception")
+    assert not list((tmp_path / "cache" / "weights").iterdir())
+    monkeypatch.setattr(weights, "weight_files", lambda: {"inception": right})
+    path = weights.find_weights("inception")
+    assert path is not None
+    assert path.read_bytes() == b"content"
+    path.write_bytes(b"damaged")
+    with pytest.raises(weights.SidlsgError, match="is not the file it should be"):
+        weights.find_weights("inception")
+
+
+# -- published rows --------------------------------------------------------------------------------------------------------
+
+
+def test_published_rows_stand_beside_results_of_their_own_protocol_only() -> None:
+    about = {"model": "m", "one_step": True}
+    rows = report.table_rows({"protocol": "sid-lsg", "scores": {"fid": 9.0, "clip": 0.3}, "generation": about})[1]
+    assert len(rows) == 1
+    head, rows = report.table_rows({"protocol": "gigagan", "scores": {"fid": 9.0, "clip": 0.3}, "generation": about})
+    assert head == ["", "FID", "CLIP"]
+    assert len(rows) > 20
+
+
+# -- scores while training -------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_due_at_doublings_and_then_at_multiples() -> None:
+    batch, every = 64, 640
+    points = [n for n in range(64, 2560 + 1, 64) if due(n - 64, n, every, batch)]
+    assert points == [64, 128, 256, 512, 640, 1280, 1920, 2560]
+    assert [n for n in range(512, 3000, 512) if due(n - 512, n, 500, 512)] == list(range(512, 3000, 512))
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> list[str | Path]:
+    """A distillation of a few seconds that scores its student."""
+    preset = tmp_path / "preset.yaml"
+    text = "images: 96\nbatch: 16\nmicro_batch: 16\nlr: 3e-4\nema_half_life: 50\ndevice: cpu\ncheckpoint_every: 32\n"
+    preset.write_text(text + "eval_every: 32\neval_images: 16\n", encoding="utf-8")
+    return ["distill", "--preset", preset]
+
+
+def test_scores_while_training_are_those_of_eval(run, tmp_path: Path, scored: list) -> None:
+    out = tmp_path / "run"
+    assert run(*scored, "--out", out)[0] == 0
+    lines = read_metrics(out / "scores.jsonl")
+    assert [line["images_seen"] for line in lines] == [0, 16, 32, 64, 96]
+    assert lines[-1]["fd"] < lines[0]["fd"]  # 96 images are enough to leave noise behind
+    # The folder holds half-precision weights: almost the same pictures.
+    assert run("eval", "--model", out, "--limit", "16", "--device", "cpu", "--out", tmp_path / "eval")[0] == 0
+    assert results(tmp_path / "eval")["scores"]["fd"] == pytest.approx(lines[-1]["fd"], rel=0.01)
+    assert results(tmp_path / "eval")["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
+    best = json.loads((out / "best" / "sidlsg.json").read_text(encoding="utf-8"))
+    smallest = min(lines[1:], key=lambda line: line["fd"])
+    assert (best["images_seen"], best["scores"]["fd"]) == (smallest["images_seen"], smallest["fd"])
+    assert Image.open(out / "curves.png").size[0] > 500
+
+
+def test_an_interrupted_run_has_the_scores_of_an_unbroken_one(run, tmp_path: Path, scored: list, monkeypatch) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(*scored, "--out", whole)[0] == 0
+    iterate, seen = Trainer.iterate, []
+
+    def stop_at_80(self, window):
+        if self.images_seen == 80:
+            seen.append(80)
+            raise KeyboardInterrupt
+        iterate(self, window)
+
+    monkeypatch.setattr(Trainer, "iterate", stop_at_80)
+    assert run(*scored, "--out", broken)[0] == 1
+    monkeypatch.setattr(Trainer, "iterate", iterate)
+    assert run(*scored, "--out", broken)[0] == 0
+    assert seen == [80]
+    assert (broken / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
+
+
+def test_scoring_stable_diffusion_while_training_needs_a_reference(run, tmp_path: Path, scored: list) -> None:
+    preset = scored[-1]
+    preset.write_text(preset.read_text() + "eval_protocol: gigagan\n", encoding="utf-8")
+    code, _, err = run(*scored, "--out", tmp_path / "run")
+    assert code == 2
+    one_line(err, "eval_reference", "sidlsg eval stats")
