@@ -14,6 +14,7 @@ from rich.table import Table
 from sidlsg.data import PACKAGE, cache_folder
 from sidlsg.metrics.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES, Protocol
 from sidlsg.metrics.weights import cached_path, weight_files
+from sidlsg.registry import locate
 
 if TYPE_CHECKING:
     from sidlsg.cli.eval import Request
@@ -118,7 +119,7 @@ def weights_line(name: str, given: Path | None) -> str:
     if found is not None:
         return f"{found} (there)"
     size = f", {row.bytes / 2**20:,.0f} MiB" if row.bytes else ""
-    check = f", SHA-256 {row.sha256[:12]}..." if row.sha256 else ", no published hash to check it with"
+    check = f", SHA-256 {row.sha256[:12]}..." if row.sha256 else ", checked against the hash the hub announces"
     return f"to be downloaded{size}{check}: {row.url} -> {cache_folder() / 'weights' / row.file}; or {row.option} FILE"
 
 
@@ -179,6 +180,18 @@ def _drawing_lines(request: Request, folder: Path, paths: list[Path]) -> list[tu
     state = f" ({there:,} are there already)" if there else ""
     rows.append(("pictures", f"{len(paths):,} PNG files in {folder / 'images'}, seed = number of the caption{state}"))
     return rows
+
+
+def _place(model: str) -> str:
+    """Where a model is, or from where it would be downloaded; raises UsageError for one that nobody knows."""
+    if (Path(model) / "config.yaml").is_file():
+        return "a run folder"
+    place = locate(model)
+    if place.entry and place.folder:
+        return "in the package"
+    return (
+        str(place.folder) if place.folder else f"hub (downloaded if not cached): {', then '.join(place.repositories)}"
+    )
 
 
 def hps_plan_table(request: Request, options: dict[str, Any], folder: Path) -> RenderableType:

@@ -15,6 +15,8 @@ import yaml
 from sidlsg.data import PACKAGE, cache_folder
 from sidlsg.errors import SidlsgError, UsageError
 
+HUB = "https://huggingface.co"
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -105,6 +107,19 @@ def find_weights(name: str, given: Path | None = None, download: bool = True) ->
     return target
 
 
+def announced_sha256(url: str) -> str | None:
+    """The SHA-256 that the hub gives for a large file, or None where it gives none."""
+    from huggingface_hub import get_hf_file_metadata
+
+    if not url.startswith(os.environ.get("HF_ENDPOINT", HUB)):
+        return None
+    try:
+        etag = get_hf_file_metadata(url).etag
+    except Exception as error:  # many unrelated types, all meaning that there is no answer
+        raise OSError(f"no answer from the hub ({type(error).__name__})") from None
+    return etag if etag is not None and len(etag) == 64 else None
+
+
 def _check(row: WeightFile, path: Path) -> None:
     if row.sha256 is not None and file_sha256(path) != row.sha256:
         raise SidlsgError(
@@ -119,14 +134,16 @@ def _download(row: WeightFile, target: Path) -> None:
     digest = hashlib.sha256()
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         raise OSError("HF_HUB_OFFLINE is set")
+    url = row.url.replace(HUB, os.environ.get("HF_ENDPOINT", HUB).rstrip("/"))
+    expected = row.sha256 or announced_sha256(url)
     try:
-        with urllib.request.urlopen(row.url, timeout=60) as source, temporary.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
             while block := source.read(1 << 20):
                 digest.update(block)
                 file.write(block)
-        if row.sha256 is not None and digest.hexdigest() != row.sha256:
+        if expected is not None and digest.hexdigest() != expected:
             raise SidlsgError(
-                f"{row.url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {row.sha256}); fetch "
+                f"{url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {expected}); fetch "
                 f"{row.file} elsewhere and give its path with {row.option} FILE"
             )
         temporary.replace(target)

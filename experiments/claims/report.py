@@ -1,0 +1,213 @@
+"""Tables and plots of the runs of ``run.py``: writes results.json here, the tables in docs/claims.md, plots in docs/images.
+
+python experiments/claims/report.py --work .        # the folder in which run.py was started
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sidlsg.config import make_config
+from sidlsg.metrics.pictures import load_sheet
+from sidlsg.metrics.protocol import get_protocol
+from sidlsg.metrics.reference import BENCH
+from sidlsg.metrics.scorer import Scorer
+from sidlsg.run_folder import read_metrics
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+# Family -> colour and marker, as in the paper's Figure 9.
+FAMILIES = {
+    "no-cfg": ("tab:gray", "x"),
+    "long": ("tab:red", "s"),
+    "short": ("tab:blue", "o"),
+    "lsg-simple": ("black", "D"),
+    "lsg": ("tab:orange", "*"),
+}
+SCORES = ("fd", "clip", "precision", "recall", "retrieval_top1", "retrieval_top5")
+
+
+def family(name: str) -> str:
+    return name if name == "no-cfg" else name.rsplit("-", 1)[0]
+
+
+def collect(work: Path) -> dict[str, Any]:
+    """All measured numbers: per student its scores against images seen, per sampler of the teacher its scores."""
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
+    students, teachers = {}, {}
+    for name in plan["students"]:
+        path = work / "runs/claims" / name / "scores.jsonl"
+        if path.is_file():
+            students[name] = read_metrics(path)
+    for name in plan["teachers"]:
+        path = work / "evals/claims" / name / "results.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            teachers[name] = found["scores"] | {"seconds_drawing": found["seconds"]["drawing"]}
+    return {"students": students, "teachers": teachers, "drawings": drawings_themselves()}
+
+
+def drawings_themselves() -> dict[str, float]:
+    """What the judge says of the real drawings with their own captions: a ceiling for CLIP score and retrieval."""
+    protocol = get_protocol("embedded")
+    scorer = Scorer(protocol, torch.device("cpu"))
+    sheet = load_sheet(BENCH / "reference.png", protocol.size, protocol.reference_images)
+    captions = (BENCH / "captions.txt").read_text(encoding="utf-8").splitlines()
+    encoded = scorer.encode(sheet, features=True, clip=True)
+    return scorer.score(encoded, None, captions, [(i, i) for i in range(len(captions))])
+
+
+def best(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The line with the smallest distance after the start, as the paper's Table 3 picks it."""
+    return min((line for line in lines if line["images_seen"] > 0), key=lambda line: line["fd"])
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def numbers(scores: dict[str, Any]) -> list[str]:
+    formats = ("{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}")
+    return [form.format(scores[key]) if key in scores else "–" for key, form in zip(SCORES, formats, strict=True)]
+
+
+def student_table(results: dict[str, Any]) -> str:
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["students"]
+    rows = []
+    for name, lines in results["students"].items():
+        options = {"strategy": plan[name]["strategy"], "kappa": tuple(map(float, str(plan[name]["kappa"]).split(",")))}
+        kappas = ", ".join(f"{k:g}" for k in make_config("cpu", options).guidance)
+        line = best(lines)
+        rows.append([name, kappas, f"{line['images_seen']:,}", *numbers(line)])
+    order = {name: i for i, name in enumerate(FAMILIES)}
+    rows.sort(key=lambda row: (order[family(row[0])], float(row[0].rsplit("-", 1)[-1]) if row[0] != "no-cfg" else 0))
+    return table(["student", "κ1, κ2, κ3, κ4", "images", *HEAD], rows)
+
+
+HEAD = ["fd ↓", "CLIP ↑", "precision ↑", "recall ↑", "retrieval@1 ↑", "retrieval@5 ↑"]
+
+
+def teacher_table(results: dict[str, Any]) -> str:
+    rows = [["the real drawings", "–", *numbers(results["drawings"])]]
+    for name, scores in results["teachers"].items():
+        rows.append([name, f"{1e3 * scores['seconds_drawing'] / 1024:.0f}", *numbers(scores)])
+    return table(["sampler", "ms per picture", *HEAD], rows)
+
+
+def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
+    figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    draw(list(axes))
+    for panel in axes:
+        panel.grid(True, which="both", alpha=0.25)
+    figure.savefig(path, dpi=120)
+
+
+def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
+    """Figure 9: best distance and the CLIP score there."""
+
+    def draw(axes: list[Axes]) -> None:
+        seen = set()
+        for name, lines in results["students"].items():
+            kind = family(name)
+            colour, marker = FAMILIES[kind]
+            line = best(lines)
+            label = kind if kind not in seen else None
+            seen.add(kind)
+            axes[0].scatter(line["clip"], line["fd"], c=colour, marker=marker, s=60, label=label, zorder=3)
+            text = name.rsplit("-", 1)[-1] if kind != "no-cfg" else ""
+            axes[0].annotate(text, (line["clip"], line["fd"]), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        for name, scores in results["teachers"].items():
+            if name.startswith("ddim-25"):
+                axes[0].scatter(scores["clip"], scores["fd"], facecolors="none", edgecolors="tab:green", s=50, zorder=2)
+                label = f"teacher, CFG {name.rsplit('-', 1)[-1]}"
+                axes[0].annotate(
+                    label, (scores["clip"], scores["fd"]), textcoords="offset points", xytext=(5, -9), fontsize=7
+                )
+        axes[0].set(xlabel="CLIP score", ylabel="fd (log)", yscale="log")
+        axes[0].legend(fontsize=8)
+
+    return draw
+
+
+def precision_recall(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
+    """Table 2's right half: precision and recall against the scale, for LSG and for the teacher's CFG."""
+
+    def draw(axes: list[Axes]) -> None:
+        lsg = sorted(
+            (float(name.rsplit("-", 1)[-1]), best(lines))
+            for name, lines in results["students"].items()
+            if family(name) == "lsg"
+        )
+        cfg = sorted(
+            (float(name.rsplit("-", 1)[-1]), scores)
+            for name, scores in results["teachers"].items()
+            if name.startswith("ddim-25")
+        )
+        for panel, rows, title in ((axes[0], lsg, "LSG students: κ"), (axes[1], cfg, "teacher, 25 steps: CFG scale")):
+            for key, colour in (("precision", "tab:blue"), ("recall", "tab:red")):
+                panel.plot([k for k, _ in rows], [line[key] for _, line in rows], marker="o", color=colour, label=key)
+            panel.set(xlabel=title, ylim=(0, 1))
+            panel.legend()
+
+    return draw
+
+
+def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
+    """Figure 2: the distance against images seen, log-log, a line where the fall is a power law; and the CLIP score."""
+
+    def draw(axes: list[Axes]) -> None:
+        for name, lines in results["students"].items():
+            colour, _ = FAMILIES[family(name)]
+            after = [line for line in lines if line["images_seen"] > 0]
+            x = [line["images_seen"] for line in after]
+            style = {"color": colour, "alpha": 0.8, "linewidth": 1}
+            axes[0].plot(x, [line["fd"] for line in after], **style)
+            axes[1].plot(x, [line["clip"] for line in after], **style)
+            axes[0].annotate(name, (x[-1], after[-1]["fd"]), fontsize=6, textcoords="offset points", xytext=(3, -2))
+        axes[0].set(xscale="log", yscale="log", xlabel="images seen", ylabel="fd")
+        axes[1].set(xscale="log", xlabel="images seen", ylabel="CLIP score")
+
+    return draw
+
+
+def put_tables(path: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- end -->``."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
+        assert count == 1, name
+    path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path(), help="where runs/claims and evals/claims are")
+    args = parser.parse_args()
+    results = collect(args.work)
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    images = ROOT / "docs/images"
+    plot(images / "claims-trade-off.png", trade_off(results), 1)
+    plot(images / "claims-precision-recall.png", precision_recall(results), 2)
+    plot(images / "claims-images-seen.png", images_seen(results), 2)
+    tables = {"students": student_table(results), "teachers": teacher_table(results)}
+    page = ROOT / "docs/claims.md"
+    if page.is_file():
+        put_tables(page, tables)
+    print(*tables.values(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
