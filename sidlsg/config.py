@@ -118,6 +118,10 @@ class Config:
             if getattr(self, name) not in known:
                 value = getattr(self, name)
                 raise UsageError(f'{name} is "{value}"{nearest(value, known)}')
+        if self.half_teacher and self.precision != "bf16":
+            raise UsageError(
+                f"half_teacher goes with precision bf16; with {self.precision} it would change the teacher"
+            )
         make_guidance(self.strategy, self.kappa)
 
     @property
@@ -139,17 +143,26 @@ class Config:
     def iterations(self) -> int:
         return math.ceil(self.images / self.batch)
 
+    @property
+    def micro_batches(self) -> tuple[int, int]:
+        """Images a forward pass and process: in the fake score's update, in the generator's."""
+        return self.fake_micro_batch or self.micro_batch, self.micro_batch
+
     def rounds(self, processes: int) -> int:
-        """Micro-batches per process and iteration; raises UsageError when the batch does not divide."""
-        part = self.micro_batch * processes
-        if self.batch % part:
-            lower, upper = self.batch // part * part, -(-self.batch // part) * part
-            fitting = f"{lower} or {upper}" if lower else str(upper)
-            raise UsageError(
-                f"batch {self.batch} does not divide by micro-batch {self.micro_batch} x {processes} process(es); "
-                f"use --batch {fitting}, or another --micro-batch"
-            )
-        return self.batch // part
+        """Micro-batches of the generator's update per process and iteration.
+
+        Raises UsageError when the batch does not divide by processes and both micro-batches.
+        """
+        for name, size in zip(("fake_micro_batch", "micro_batch"), self.micro_batches, strict=True):
+            part = size * processes
+            if self.batch % part:
+                lower, upper = self.batch // part * part, -(-self.batch // part) * part
+                fitting = f"{lower} or {upper}" if lower else str(upper)
+                raise UsageError(
+                    f"batch {self.batch} does not divide by {name.replace('_', '-')} {size} x {processes} process(es); "
+                    f"use --batch {fitting}, or another micro-batch"
+                )
+        return self.batch // (self.micro_batch * processes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML writes them."""

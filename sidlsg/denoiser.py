@@ -27,7 +27,7 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """x_t [B, C, H, W], t [B] int64, c [B, L, D] -> eps [B, C, H, W] in the dtype of x_t."""
-        dtype = next(self.unet.parameters()).dtype
+        dtype = x_t.dtype if self.autocast else next(self.unet.parameters()).dtype
         # One autocast region per forward: autocast caches the cast weights for the length of the region, and a cast
         # made inside no_grad would cut later passes off from their gradient (pytorch issue 112583).
         with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):

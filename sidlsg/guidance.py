@@ -76,7 +76,12 @@ def network_passes(*kappas: float) -> int:
 
 
 def guided_eps(
-    net: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor, c: Tensor, empty: Tensor, *kappas: float
+    net: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x_t: Tensor,
+    t: Tensor,
+    c: Tensor,
+    empty: Tensor,
+    kappas: tuple[float, ...],
 ) -> tuple[Tensor, ...]:
     """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6) for each kappa, in as few passes as they allow.
 

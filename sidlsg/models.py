@@ -182,7 +182,7 @@ def _fetch(place: Location) -> tuple[Path, str]:
 
 
 def configure_unet(unet: Any, config: Config, device: torch.device) -> str:
-    """Attention and memory layout as the configuration asks; returns the attention in use.
+    """Attention, memory layout and checkpointing as the configuration asks; returns the attention in use.
 
     xFormers falls back to SDPA, whose FlashAttention and memory-efficient kernels save the same memory.
     """
@@ -196,10 +196,22 @@ def configure_unet(unet: Any, config: Config, device: torch.device) -> str:
         from diffusers.models.attention_processor import AttnProcessor
 
         unet.set_attn_processor(AttnProcessor())
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()  # also where weights are frozen: it acts whenever gradients are recorded
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     return attention
+
+
+def halve_weights(unet: Any, dtype: torch.dtype) -> None:
+    """Store the weights that autocast would cast anyway (convolutions, matrix products) in its dtype.
+
+    Normalisations keep theirs, so results under autocast are bit-equal to those of the full-precision network.
+    """
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
 
 
 @contextmanager

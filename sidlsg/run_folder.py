@@ -13,11 +13,20 @@ import yaml
 from sidlsg.config import Config, load_settings
 from sidlsg.errors import SidlsgError, UsageError
 
-# Settings that may differ when a run is taken up again: they change where, how fast or how long, not what.
+# Settings that may differ when a run is taken up again: they change where, how fast, in how much memory or how long the run
+# goes, not what it computes (up to rounding).
 FREE = {
     "images",
     "device",
     "micro_batch",
+    "fake_micro_batch",
+    "gradient_checkpointing",
+    "two_stage",
+    "lean_adam",
+    "offload_optimizer",
+    "half_teacher",
+    "ema_device",
+    "compile",
     "processes",
     "checkpoint_every",
     "keep_checkpoints",

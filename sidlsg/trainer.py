@@ -31,10 +31,10 @@ from sidlsg.denoiser import Denoiser, OneStepGenerator
 from sidlsg.distill import Batch, Networks, train_iteration
 from sidlsg.ema import Ema, ema_decay
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.models import DTYPES, configure_unet, load_model, pick_device
-from sidlsg.optim import LeanAdam
+from sidlsg.models import DTYPES, configure_unet, halve_weights, load_model, pick_device
+from sidlsg.optim import FullAdam, LeanAdam
 from sidlsg.preflight import preflight
-from sidlsg.progress import NOTE, RunProgress
+from sidlsg.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.prompts import PromptFile
 from sidlsg.run_folder import RunFolder, read_metrics
 from sidlsg.sampler import make_grid, save_png, seed_noise, to_pil
@@ -85,6 +85,11 @@ class Trainer:
         autocast = DTYPES["bf16"] if config.precision == "bf16" else None
         self.fake = deepcopy(self.teacher.unet).requires_grad_(True)
         self.generator = deepcopy(self.teacher.unet).requires_grad_(True)
+        if config.half_teacher and autocast is not None:
+            halve_weights(self.teacher.unet, autocast)
+        if config.compile:
+            for unet in (self.teacher.unet, self.fake, self.generator):
+                unet.compile(dynamic=False)  # in place: names of weights stay as they are
         self.encode = self.teacher.encode()
         self.nets = Networks(
             teacher=Denoiser(self.teacher.unet, schedule, autocast),
@@ -93,14 +98,20 @@ class Trainer:
             empty=self.encode.empty,
             guidance=config.guidance,
             alpha=config.alpha,
+            two_stage=config.two_stage,
         )
 
         def update(net: torch.nn.Module, clip_value: float | None = None) -> NetworkUpdate:
-            adam = LeanAdam(net.parameters(), lr=config.lr, eps=config.adam_eps)
+            options: dict[str, Any] = {"lr": config.lr, "eps": config.adam_eps}
+            if config.lean_adam:
+                adam: LeanAdam | FullAdam = LeanAdam(net.parameters(), offload=config.offload_optimizer, **options)
+            else:
+                adam = FullAdam(net.parameters(), **options)
             return NetworkUpdate(net, adam, config.batch, clip_value)
 
         self.psi, self.theta = update(self.fake), update(self.generator, config.clip_value)
-        self.ema = Ema(self.generator) if config.ema else None
+        ema_device = torch.device("cpu") if config.ema_device == "cpu" else None
+        self.ema = Ema(self.generator, ema_device) if config.ema else None
         self.order = rng.PromptOrder(len(self.prompts), config.seed)
 
     def _draw(self, update: int, drop: bool) -> Batch:
@@ -138,8 +149,8 @@ class Trainer:
         """Write a checkpoint of the state at images_seen."""
         if self.processes.main:
             steps = {
-                "fake": self.psi.optimizer.param_groups[0]["step"],
-                "generator": self.theta.optimizer.param_groups[0]["step"],
+                "fake": self.psi.optimizer.steps,
+                "generator": self.theta.optimizer.steps,
             }
             self.checkpoints.save(
                 self.images_seen,
@@ -174,8 +185,8 @@ class Trainer:
                     )
                 for key, tensor in group.items():
                     tensor.copy_(tensors[name][key])
-        self.psi.optimizer.param_groups[0]["step"] = state["adam_steps"]["fake"]
-        self.theta.optimizer.param_groups[0]["step"] = state["adam_steps"]["generator"]
+        self.psi.optimizer.steps = state["adam_steps"]["fake"]
+        self.theta.optimizer.steps = state["adam_steps"]["generator"]
         self.images_seen = state["images_seen"]
         if self.processes.main:
             self.folder.cut_metrics(self.images_seen)
@@ -202,6 +213,8 @@ class Trainer:
         window: list[tuple[Stats, Stats]] = []
         begun, logged = time.monotonic(), self.images_seen
         self.console.print(NOTE, highlight=False, style="dim")
+        if config.precision == "fp16":
+            self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
         with (
             RunProgress(self.console, config.images, self.images_seen) as progress,
             _stop_signals() as stop,
@@ -233,7 +246,7 @@ class Trainer:
         """One iteration of Algorithm 1 with its average; appends its statistics."""
         config = self.config
         batches = (self._draw(rng.FAKE_SCORE, config.drops_prompts), self._draw(rng.GENERATOR, drop=False))
-        window.append(train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batch))
+        window.append(train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batches))
         if self.ema:
             self.ema.update(ema_decay(self.images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
         self.images_seen += config.batch

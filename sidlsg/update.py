@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sidlsg.distributed import all_reduce_sum
-from sidlsg.optim import LeanAdam
+from sidlsg.optim import FullAdam, LeanAdam
 
 # What non-finite gradients become (the authors' recipe).
 INFINITY = 1e5
@@ -69,7 +69,9 @@ class NetworkUpdate:
         clip_value: gradients are clipped to ±clip_value after accumulation (pure fp16 only), or None.
     """
 
-    def __init__(self, module: nn.Module, optimizer: LeanAdam, batch: int, clip_value: float | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: LeanAdam | FullAdam, batch: int, clip_value: float | None = None
+    ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer, self.batch, self.clip_value = optimizer, batch, clip_value
         for parameter in self.parameters:

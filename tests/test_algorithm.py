@@ -77,15 +77,17 @@ def parameters(net: torch.nn.Module) -> dict[str, Tensor]:
         (KAPPAS["all different"], 1.2, "v_prediction"),
     ],
 )
-def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction) -> None:
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two_stage) -> None:
     setup = Setup(kappas, alpha, prediction=prediction)
+    setup.nets.two_stage = two_stage
     naive = NaiveAlgorithm1(setup.phi.requires_grad_(True), kappas, alpha=alpha, v=prediction == "v_prediction")
     setup.phi.requires_grad_(False)
     ema = Ema(setup.theta)
     for i in range(2):
         first, second = draws(2 * i), draws(2 * i + 1)
         psi_stats, theta_stats = train_iteration(
-            setup.nets, setup.update_psi, setup.update_theta, (first, second), micro_batch=4
+            setup.nets, setup.update_psi, setup.update_theta, (first, second), (4, 4)
         )
         ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
         loss_fake = naive.fake_score_step(first.z, first.c, first.t, first.eps, setup.empty)
@@ -114,8 +116,8 @@ def test_eps_form_equals_x0_form_in_value_and_gradient(kappas, alpha) -> None:
     for form in ("eps", "x0"):
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = schedule.add_noise(x_g, batch.eps, batch.t)
-        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, k.kappa4)
-        fake2, fake3 = guided_eps(setup.nets.fake, x_t, batch.t, batch.c, setup.empty, k.kappa2, k.kappa3)
+        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, (k.kappa4,))
+        fake2, fake3 = guided_eps(setup.nets.fake, x_t, batch.t, batch.c, setup.empty, (k.kappa2, k.kappa3))
         if form == "eps":
             loss = generator_loss(real, fake2, fake3, batch.eps, schedule.noise_to_data_ratio(batch.t, x_t), alpha)
         else:
@@ -139,7 +141,7 @@ def test_gradient_flows_through_both_score_networks() -> None:
     def gradient(stop_real: bool, stop_fake: bool) -> Tensor:
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = setup.schedule.add_noise(x_g, batch.eps, batch.t)
-        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, 3)
+        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, (3,))
         fake = setup.nets.fake(x_t, batch.t, batch.c)
         real, fake = real.detach() if stop_real else real, fake.detach() if stop_fake else fake
         loss = generator_loss(real, fake, fake, batch.eps, setup.schedule.noise_to_data_ratio(batch.t, x_t))
@@ -209,14 +211,14 @@ def test_guidance_passes_and_value(kappa: float) -> None:
 
     x, c, empty = torch.randn(3, 1, 2, 2), torch.randn(3, 5, 2), torch.randn(1, 5, 2)
     t = torch.tensor([1, 2, 3])
-    (out,) = guided_eps(net, x, t, c, empty, kappa)
+    (out,) = guided_eps(net, x, t, c, empty, (kappa,))
     assert seen == [3 if kappa in (0, 1) else 6]
     without, with_c = net(x, t, empty.expand_as(c)), net(x, t, c)
     torch.testing.assert_close(out, without + kappa * (with_c - without))
-    (dropped,) = guided_eps(net, x, t, empty.expand_as(c), empty, kappa)
+    (dropped,) = guided_eps(net, x, t, empty.expand_as(c), empty, (kappa,))
     torch.testing.assert_close(dropped, without)
     seen.clear()
-    pair = guided_eps(net, x, t, c, empty, kappa, 1.0)
+    pair = guided_eps(net, x, t, c, empty, (kappa, 1.0))
     assert sum(seen) == 3 * network_passes(kappa, 1.0) == (3 if kappa == 1 else 6)
     torch.testing.assert_close(pair[0], out)
     torch.testing.assert_close(pair[1], with_c)
