@@ -66,6 +66,7 @@ class Config:
     ema_ramp_up: float | None = 0.05  # half-life = min(ema_half_life, ema_ramp_up x images seen)
     seed: int = 0
     device: str = "auto"
+    gpu: str | None = None  # what the plan is for when the run is not on this machine: a key of gpus.yaml
     log_every: int = 10_240  # images between two lines of metrics.jsonl
     checkpoint_every: int = 500_000  # images
     keep_checkpoints: int = 2
@@ -245,6 +246,25 @@ def _convert(name: str, value: Any) -> Any:
     raise ValueError({bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind])
 
 
+def parse_settings(assignments: list[str]) -> dict[str, Any]:
+    """["two_stage=true", "ema_device=cpu"] -> settings, converted as in a preset; raises UsageError naming the setting."""
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals:
+            raise UsageError(f'--set takes NAME=VALUE, not "{text}"')
+        if key not in FIELDS:
+            raise UsageError(f'--set: unknown setting "{key}"{nearest(key, FIELDS)}')
+        try:
+            settings[key] = _convert(key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UsageError(f"--set {text}: the value is not valid YAML") from None
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"--set: {key} must be {error}") from None
+    return settings
+
+
 def load_settings(path: Path) -> dict[str, Any]:
     """Settings of a preset file, each converted to its field's type.
 
@@ -319,15 +339,29 @@ def make_config(preset: str | None, options: Mapping[str, Any]) -> Config:
     return Config(**settings)
 
 
-def passes_per_image(guidance: Guidance) -> dict[str, int]:
+# A backward pass of a trained network costs 2.00 forward passes, one through a frozen network (towards its input only) 1.15:
+# counted on SD1.5's UNet by sidlsg.flops.
+FULL_BACKWARD, INPUT_BACKWARD = 2.0, 1.15
+
+
+def passes_per_image(config: Config) -> dict[str, int]:
     """UNet passes for one image (one sample of each update): forward, full backward, input-only backward.
 
-    The counts behind Table 4's times; psi's passes serve kappa2 and kappa3 alike.
+    The counts behind Table 4's times; psi's passes serve kappa2 and kappa3 alike. Passes that are repeated to save memory
+    count as "repeated forward": every graph under gradient checkpointing, both score networks' by one network at a time.
     """
-    k1, k2, k3, k4 = guidance
-    fake = network_passes(k2, k3)
+    k1, k2, k3, k4 = config.guidance
+    trained, scores = network_passes(k1), network_passes(k2, k3) + network_passes(k4)
     return {
-        "forward": 1 + network_passes(k1) + 1 + fake + network_passes(k4),
-        "full backward": network_passes(k1) + 1,
-        "input backward": fake + network_passes(k4),
+        "forward": 1 + trained + 1 + scores,
+        "full backward": trained + 1,
+        "input backward": scores,
+        "repeated forward": (trained + 1 + scores) * config.gradient_checkpointing + scores * config.two_stage,
     }
+
+
+def forward_equivalents(config: Config) -> float:
+    """The cost of one image in UNet forward passes."""
+    passes = passes_per_image(config)
+    cost = passes["forward"] + passes["repeated forward"] + FULL_BACKWARD * passes["full backward"]
+    return cost + INPUT_BACKWARD * passes["input backward"]

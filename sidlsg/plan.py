@@ -1,66 +1,152 @@
-"""The plan of a run, printed before it starts and by ``--dry-run``: no network, no weights, no torch."""
+"""The plan of a run, printed before it starts and by ``--dry-run``: no network, no weights, no torch.
+
+Counts of passes and copies are exact; memory, images/s and hours are estimates of `memory.py` and `gpus.yaml`, and say so.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from sidlsg.config import Config, passes_per_image
-from sidlsg.registry import Location
+from sidlsg import memory
+from sidlsg.config import Config, forward_equivalents, passes_per_image
+from sidlsg.gpus import Gpu, images_per_second
+from sidlsg.memory import OVERHEAD, Size
+from sidlsg.progress import duration
+from sidlsg.registry import Location, registry
 
-# A backward pass of a trained network costs 2 forward passes, one through a frozen network (input gradient only) 1.16,
-# counted on SD1.5's UNet.
-FULL_BACKWARD, INPUT_BACKWARD = 2.0, 1.16
+# UNets by the width of their text embedding: what a folder or run of unknown name is taken for.
+LIKE = {768: "sd15", 1024: "sd21-base"}
 
 
-def forward_equivalents(passes: dict[str, int]) -> float:
-    """The cost of one image in UNet forward passes (one sample of each of the two updates)."""
-    return passes["forward"] + FULL_BACKWARD * passes["full backward"] + INPUT_BACKWARD * passes["input backward"]
+def sizes(place: Location) -> tuple[Size | None, float | None, str]:
+    """(size, GFLOP of one UNet pass, of what) for a teacher: the registry's, or of the model it resembles."""
+    entry, like = place.entry, place.name
+    if entry is None:
+        like = LIKE[768]
+        if place.folder is not None:
+            try:
+                unet = json.loads((place.folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                unet = {}
+            if unet.get("block_out_channels") != [320, 640, 1280, 1280] or unet.get("cross_attention_dim") not in LIKE:
+                return None, None, place.name
+            like = LIKE[unet["cross_attention_dim"]]
+        entry = registry()[like]
+    size = None
+    if entry.parameters and entry.text_and_vae:
+        size = Size(entry.parameters, entry.text_and_vae)
+    return size, entry.gflop, like
 
 
 def plan(
-    config: Config, preset: str | None, out: Path, place: Location, prompts: str, processes: int
+    config: Config,
+    preset: str | None,
+    out: Path,
+    place: Location,
+    prompts: str,
+    processes: int,
+    gpu: Gpu | None = None,
 ) -> RenderableType:
     """Tables of what will run, how it is cut up, what it costs, and the effective configuration.
 
     Args:
         prompts: how the prompt list is described (its count and hash, once it has been read).
         processes: processes the plan is for.
+        gpu: the device the estimates are for; None leaves out what depends on one.
     """
     rounds = config.rounds(processes)
-    passes = passes_per_image(config.guidance)
-    cost = forward_equivalents(passes)
-    entry = place.entry
-    work = f"{passes['forward']} forward, {passes['full backward']} full backward, {passes['input backward']} input-only backward"
-    work += f" (as much as {cost:.1f} forward passes"
-    work += f"; {cost * entry.gflop / 1e3:.1f} TFLOP)" if entry and entry.gflop else ")"
-    teacher = place.name
-    if entry and entry.parameters:
-        teacher += f", UNet {entry.parameters / 1e6:.2f} M parameters"
+    size, gflop, like = sizes(place)
+    teacher = place.name + (
+        f", UNet {place.entry.parameters / 1e6:.2f} M parameters" if place.entry and place.entry.parameters else ""
+    )
     where = str(place.folder) if place.folder else "hub: " + ", then ".join(place.repositories)
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     rows = {
         "teacher": f"{teacher} ({where})",
         "prompts": prompts,
         "strategy": f"{config.strategy_name}: {config.guidance}",
         "duration": f"{config.images:,} images in {config.iterations:,} iterations of {config.batch}",
-        "batch": f"{config.batch} = {processes} process(es) x {rounds} round(s) x {config.micro_batch} images",
-        "UNet passes an image": work,
+        "batch": f"{config.batch} = {processes} process(es) x {rounds} round(s) x {config.micro_batch} images"
+        + (f"; {config.fake_micro_batch} a round in the fake score's update" if config.fake_micro_batch else ""),
+        "UNet passes an image": _work(config, gflop),
         "precision": _precision(config),
-        "EMA": f"half-life {config.ema_half_life:,} images, fp32" if config.ema else "none",
+        "EMA": f"half-life {config.ema_half_life:,} images, fp32"
+        + (", on the CPU" if config.ema_device == "cpu" else "")
+        if config.ema
+        else "none",
         "run folder": str(out),
         "writes": f"metrics every {config.log_every:,} images, a checkpoint every {config.checkpoint_every:,} "
-        f"(the newest {config.keep_checkpoints} are kept), sample grids at Fig. 2's spacing, student/ at the end",
+        f"(the newest {config.keep_checkpoints} are kept), sample grids at Fig. 2's spacing, student/ at the end"
+        + (f", scores every {config.eval_every:,} ({config.eval_protocol})" if config.eval_every else ""),
     }
+    if size is not None:
+        assumed = "" if place.entry else f" (taking the model for one of {like}'s size)"
+        rows |= {name: text + assumed for name, text in _memory(config, size, gpu, processes).items()}
+    if gpu is not None and gpu.mfu and gflop is not None:
+        rows["time"] = _time(config, gflop, gpu, processes)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return Group(table, "", *_notes(config, processes), _settings(config, preset))
+
+
+def _work(config: Config, gflop: float | None) -> str:
+    passes, cost = passes_per_image(config), forward_equivalents(config)
+    text = f"{passes['forward']} forward, {passes['full backward']} full backward, {passes['input backward']} input-only backward"
+    if passes["repeated forward"]:
+        text += f", {passes['repeated forward']} forward again to save memory"
+    return f"{text} (as much as {cost:.1f} forward passes" + (f"; {cost * gflop / 1e3:.3g} TFLOP)" if gflop else ")")
+
+
+def _memory(config: Config, size: Size, gpu: Gpu | None, processes: int) -> dict[str, str]:
+    """Predicted peak by component, what waits on the CPU, and the largest micro-batch."""
+    found = memory.predict(config, size)
+    parts = {name: value for name, value in vars(found).items() if value}
+    text = f"{found.total:.1f} GiB (estimate): " + " + ".join(f"{name} {value:.1f}" for name, value in parts.items())
+    rows = {"peak memory a GPU": f"{text}; CUDA itself takes about {OVERHEAD:g} more"}
+    full = size.copy(16 if config.precision == "fp16" else 32)
+    on_cpu = 2 * full * config.offload_optimizer + size.copy(32) * (config.ema and config.ema_device == "cpu")
+    if on_cpu:
+        rows["memory on the CPU"] = f"{on_cpu:.1f} GiB a process, of optimiser state and average"
+    if gpu is not None:
+        largest = memory.largest_micro_batch(config, size, gpu.memory, processes)
+        rows["largest micro-batch"] = (
+            f"{largest} on {gpu.name}, {gpu.memory:.1f} GiB (estimate)" if largest else f"none fits {gpu.name}"
+        )
+    return rows
+
+
+def _time(config: Config, gflop: float, gpu: Gpu, processes: int) -> str:
+    rate = images_per_second(config, gflop, gpu, processes)
+    seconds = config.images / rate
+    return (
+        f"{rate:.1f} images/s, {1e3 / rate:.0f} s per 1k images, {duration(seconds)} in all on {processes} x {gpu.name} "
+        "(estimate; sidlsg bench measures)"
+    )
+
+
+def misfit(config: Config, place: Location, gpu: Gpu) -> str | None:
+    """Why the run cannot fit the GPU, and which settings would make it fit; None when it does, or nothing is known."""
+    size, _, _ = sizes(place)
+    if size is None:
+        return None
+    need = memory.predict(config, size).total
+    if need + OVERHEAD <= gpu.memory:
+        return None
+    remedy = memory.make_fit(config, size, gpu.memory)
+    start = f"this run needs about {need:.1f} GiB and CUDA itself {OVERHEAD:g}, but {gpu.name} has {gpu.memory:.1f} GiB"
+    if remedy is None:
+        return f"{start}, and no setting changes that; use a larger GPU"
+    settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in remedy.items())
+    then = memory.predict(replace(config, **remedy), size).total  # type: ignore[arg-type]
+    return f"{start}. With {settings} it needs {then:.1f} GiB (estimate; --force runs it anyway)"
 
 
 def _precision(config: Config) -> str:

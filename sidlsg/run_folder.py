@@ -18,6 +18,7 @@ from sidlsg.errors import SidlsgError, UsageError
 FREE = {
     "images",
     "device",
+    "gpu",
     "micro_batch",
     "fake_micro_batch",
     "gradient_checkpointing",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sidlsg.cli.sample import parse_seeds
 from sidlsg.config import (
     Config,
+    forward_equivalents,
     load_settings,
     make_config,
     parse_count,
@@ -26,7 +27,6 @@ from sidlsg.config import (
 from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.guidance import make_guidance
-from sidlsg.plan import forward_equivalents
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")
@@ -263,13 +263,38 @@ def test_any_text_as_a_preset_is_settings_or_a_usage_error(tmp_path_factory, tex
 # -- presets -------------------------------------------------------------------------------------------------------------
 
 
+NEWER = ("16gb", "24gb", "48gb", "h100-bf16", "h200-bf16")
+
+
 def test_every_preset_file_is_valid_and_known_by_name() -> None:
     files = sorted(presets_folder().glob("*.yaml"))
-    assert {f.stem for f in files} == {*PAPER, "cpu"} == set(preset_names())
+    assert {f.stem for f in files} == {*PAPER, "cpu", *NEWER} == set(preset_names())
     for file in files:
         config = make_config(file.stem, {})
         assert config.rounds(config.processes) >= 1
         assert preset_path(file.stem) == file
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_presets_run_the_papers_method_with_fp32_weights_and_ema(name: str) -> None:
+    new, old = make_config(name, {}), make_config("h100-fp32", {})
+    method = (
+        "strategy",
+        "kappa",
+        "alpha",
+        "t_min",
+        "t_init",
+        "t_max",
+        "drop_prompt",
+        "images",
+        "batch",
+        "lr",
+        "adam_eps",
+    )
+    for setting in (*method, "ema", "ema_half_life", "ema_ramp_up"):
+        assert getattr(new, setting) == getattr(old, setting), setting
+    assert new.precision == "bf16"
+    assert new.clip_value is None
 
 
 @pytest.mark.parametrize(
@@ -296,9 +321,10 @@ def test_presets_are_table_4(name, micro, rounds, attention, precision, eps, cli
     [("long", 6, 2, 3, 13.5), ("short", 6, 2, 3, 13.5), ("lsg-simple", 6, 3, 2, 14.3), ("lsg", 8, 3, 4, 18.6)],
 )
 def test_passes_an_image(strategy: str, forward: int, full: int, inputs: int, cost: float) -> None:
-    passes = passes_per_image(make_guidance(strategy, None))
-    assert passes == {"forward": forward, "full backward": full, "input backward": inputs}
-    assert forward_equivalents(passes) == pytest.approx(cost, abs=0.1)
+    config = Config(strategy=strategy)
+    passes = {"forward": forward, "full backward": full, "input backward": inputs, "repeated forward": 0}
+    assert passes_per_image(config) == passes
+    assert forward_equivalents(config) == pytest.approx(cost, abs=0.1)
 
 
 configs = st.builds(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sidlsg.config import Config
+    from sidlsg.gpus import Gpu
 
 DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
@@ -37,6 +41,16 @@ def distill(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting of a preset: --set two_stage=true (repeatable)."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Plan for this GPU: a5000, a6000, a100, h100, h200, 4090, ...")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run even if the plan says that memory will not suffice.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
     ] = None,
@@ -57,10 +71,10 @@ def distill(
     from rich.console import Console
 
     from sidlsg import distributed
-    from sidlsg.config import make_config, parse_count, parse_kappa
+    from sidlsg.config import make_config, parse_count, parse_kappa, parse_settings
     from sidlsg.data import cache_folder
     from sidlsg.errors import UsageError
-    from sidlsg.plan import plan
+    from sidlsg.plan import misfit, plan
     from sidlsg.prompts import PromptFile
     from sidlsg.registry import locate, prompt_path
     from sidlsg.run_folder import RunFolder, default_name
@@ -70,20 +84,25 @@ def distill(
         if teacher not in (None, DEFAULT_TEACHER):
             raise UsageError(f"--teacher {teacher} needs a --preset; see: sidlsg presets list")
         preset = DEFAULT_PRESET
-    options = {
-        "teacher": teacher,
-        "prompts": prompts,
-        "strategy": strategy,
-        "kappa": None if kappa is None else parse_kappa(kappa),
-        "images": None if images is None else parse_count(images),
-        "batch": None if batch is None else parse_count(batch, "batch"),
-        "micro_batch": micro_batch,
-        "lr": lr,
-        "precision": precision,
-        "ema": ema,
-        "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
-        "seed": seed,
-        "device": device,
+    options = parse_settings(setting or []) | {
+        name: value
+        for name, value in {
+            "teacher": teacher,
+            "prompts": prompts,
+            "strategy": strategy,
+            "kappa": None if kappa is None else parse_kappa(kappa),
+            "images": None if images is None else parse_count(images),
+            "batch": None if batch is None else parse_count(batch, "batch"),
+            "micro_batch": micro_batch,
+            "lr": lr,
+            "precision": precision,
+            "ema": ema,
+            "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
+            "seed": seed,
+            "device": device,
+            "gpu": gpu,
+        }.items()
+        if value is not None
     }
     config = make_config(preset, options)
     place = locate(config.teacher)
@@ -94,7 +113,13 @@ def distill(
     if processes.main:
         listed = f"{config.prompts} (to be downloaded to {path})" if lines is None else repr(lines)
         world = processes.world if processes.by_torchrun or not dry_run else config.processes
-        console.print(plan(config, preset, folder.path, place, listed, world), highlight=False)
+        planned = plan_gpu(config, dry_run)
+        console.print(plan(config, preset, folder.path, place, listed, world, planned), highlight=False)
+        problem = planned and misfit(config, place, planned)
+        if problem and dry_run:
+            console.print(f"[yellow]does not fit:[/] {problem}", highlight=False, soft_wrap=True)
+        elif problem and not force:
+            raise UsageError(problem)
     if dry_run or lines is None:
         return
     after = f'{folder.student}\nsidlsg sample --model {folder.path} "..."'
@@ -112,3 +137,29 @@ def distill(
         distributed.stop()
     if processes.main:
         console.print(f"done: {after}", highlight=False, markup=False, soft_wrap=True)
+
+
+def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
+    """The GPU to plan for: the one the run would use; in a dry run, --gpu or the preset's. None on a CPU.
+
+    A GPU that the table lacks is known by its memory only: no estimate of time.
+    """
+    from dataclasses import replace
+
+    from sidlsg.gpus import Gpu, get_gpu, known_gpu
+
+    if dry_run:
+        return get_gpu(config.gpu) if config.gpu else None
+    from sidlsg.models import pick_device
+
+    device = pick_device(config.device)
+    if device.type != "cuda":
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    total = properties.total_memory / 2**30
+    row = known_gpu(properties.name, total) or Gpu(
+        "", properties.name, total, dict.fromkeys(("16", "tf32", "fp32"), 0.0), {}
+    )
+    return replace(row, name=properties.name, memory=total)

@@ -1,0 +1,297 @@
+"""What a run will cost: exact counts against the architectures, the memory model against the paper's Table 4."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import one_line
+
+from sidlsg import memory
+from sidlsg.architectures import build_unet, clip_tokenizer
+from sidlsg.config import (
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    Config,
+    forward_equivalents,
+    make_config,
+    preset_names,
+    preset_path,
+)
+from sidlsg.flops import count
+from sidlsg.gpus import get_gpu, gpus, images_per_second, known_gpu
+from sidlsg.plan import sizes
+from sidlsg.registry import locate, registry
+
+SD15, GFLOP, _ = sizes(locate("sd15"))
+assert SD15 is not None
+
+# Table 4, "max memory in GB allocated" (the log divides by 2^30): long, short, simplest LSG, LSG. xFormers and FlashAttention
+# never write a softmax out; LSG ran without EMA on the RTX cards.
+TABLE_4 = {
+    "a5000-fp16": (22.9, 22.9, 22.6, 22.0),
+    "a6000-fp32": (45.7, 45.7, 45.0, 45.8),
+    "h100-fp16, eager": (55.8, 55.8, 47.7, 63.9),
+    "h100-fp16": (32.3, 32.2, 29.2, 35.2),
+    "h100-fp32": (58.9, 57.4, 53.4, 62.9),
+}
+CELLS = [
+    (row, strategy, gib)
+    for row, cells in TABLE_4.items()
+    for strategy, gib in zip(("long", "short", "lsg-simple", "lsg"), cells, strict=True)
+]
+
+
+@pytest.mark.parametrize(("row", "strategy", "gib"), CELLS)
+def test_the_memory_model_reproduces_table_4(row: str, strategy: str, gib: float) -> None:
+    preset, _, attention = row.partition(", ")
+    options: dict[str, Any] = {"strategy": strategy}
+    if attention:
+        options["attention"] = attention
+    if preset.startswith("a"):
+        options["ema"] = strategy != "lsg"
+    found = memory.official(make_config(preset, options), SD15).total
+    assert found == pytest.approx(gib, rel=0.07)  # the issue asks for 10 %; the worst cell is off by 6.0 %
+
+
+def test_table_4_has_twenty_cells() -> None:
+    assert len(CELLS) == 20
+
+
+def test_targets_of_the_presets() -> None:
+    def need(preset: str, **options: Any) -> float:
+        return memory.predict(make_config(preset, options), SD15).total
+
+    assert need("24gb") <= 19  # Table 4: 22.0 in pure fp16, without EMA
+    assert need("16gb") <= 14.5
+    assert need("h100-fp16", two_stage=True) <= 24  # Table 4: 35.2 in the same setting
+    assert need("h100-fp32", attention="sdpa") <= 36  # Table 4: 62.9
+    for name in preset_names():
+        config = make_config(name, {})
+        if config.gpu:
+            assert (
+                memory.predict(config, SD15).total + memory.OVERHEAD <= get_gpu(config.gpu).memory
+                or name == "a6000-fp32"
+            )
+
+
+@pytest.mark.parametrize("name", ["16gb", "24gb", "48gb", "h100-bf16", "h200-bf16"])
+def test_the_presets_comments_are_the_plans_numbers(name: str) -> None:
+    config = make_config(name, {})
+    gpu = get_gpu(config.gpu)
+    need = memory.predict(config, SD15).total
+    seconds = 1e3 / images_per_second(config, GFLOP, gpu, config.processes)
+    first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
+    assert first.endswith(
+        f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB a GPU, {seconds:.0f} s per 1k images"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["long", "short", "lsg-simple", "lsg"])
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"two_stage": True},
+        {"gradient_checkpointing": True},
+        {"offload_optimizer": True},
+        {"ema_device": "cpu"},
+        {"half_teacher": True},
+        {"micro_batch": 2},
+    ],
+    ids=lambda s: next(iter(s)),
+)
+def test_every_switch_saves_memory_or_leaves_it(strategy: str, switch: dict[str, Any]) -> None:
+    base = Config(strategy=strategy, precision="bf16", micro_batch=4)
+    before, after = (memory.predict(c, SD15).total for c in (base, replace(base, **switch)))
+    # The simplest strategy has one pass of each network: one at a time has little to save there.
+    assert after <= before
+    if strategy == "lsg":
+        assert after < before - 0.5
+
+
+def test_full_adam_costs_two_more_copies() -> None:
+    base = Config(precision="fp32")
+    gap = memory.predict(replace(base, lean_adam=False), SD15).total - memory.predict(base, SD15).total
+    assert gap == pytest.approx(2 * 859_520_964 * 4 / 2**30)
+
+
+def test_alive_passes_are_those_of_the_paper() -> None:
+    found = {s: memory.alive_passes(Config(strategy=s)) for s in ("long", "short", "lsg-simple", "lsg")}
+    assert found == {"long": (1, 4), "short": (1, 4), "lsg-simple": (2, 3), "lsg": (2, 5)}
+    assert memory.alive_passes(Config(strategy="lsg", two_stage=True)) == (2, 3)
+
+
+class FusedAttention(torch.autograd.Function):
+    """What a fused kernel keeps for its backward pass: queries, keys, values and the output, no softmax."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+@pytest.mark.parametrize(("trained", "expected"), [(True, 0.86), (False, 0.72)])
+def test_the_constant_of_activations_is_near_the_count_of_saved_tensors(trained, expected, monkeypatch) -> None:
+    """The fitted 0.77 GiB lies between what a trained and what a frozen UNet keep of one sample in 16 bit."""
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **_: FusedAttention.apply(q, k, v)
+    )
+    unet = build_unet("sd15", "meta", torch.bfloat16).requires_grad_(trained)
+    x = torch.empty(1, 4, 64, 64, device="meta", dtype=torch.bfloat16, requires_grad=not trained)
+    c = torch.empty(1, 77, 768, device="meta", dtype=torch.bfloat16)
+    sizes: dict[int, int] = {}
+    weights = {p.untyped_storage()._cdata for p in unet.parameters()}
+    alive = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            sizes[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no storage's number is given twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = unet(x, torch.zeros(1, dtype=torch.int64, device="meta"), c)
+    assert out is not None
+    found = sum(sizes.values()) / 2**30
+    assert found == pytest.approx(expected, abs=0.02)
+    assert 0.72 - 0.02 < memory.ACTIVATIONS < 0.86
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("sd15", 77), ("sd21-base", 77), ("emoji", 16)])
+def test_counts_of_the_registry_are_those_of_the_architecture(name: str, tokens: int) -> None:
+    cost, entry = count(build_unet(name, "meta"), tokens), registry()[name]
+    assert cost.parameters == entry.parameters
+    assert cost.forward / 1e9 == pytest.approx(entry.gflop, rel=1e-3)
+    if name != "emoji":
+        assert cost.backward / cost.forward == pytest.approx(FULL_BACKWARD, abs=0.01)
+        assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.01)
+
+
+def test_the_published_sizes() -> None:
+    assert registry()["sd15"].parameters == 859_520_964  # 859.52 M
+    assert registry()["sd21-base"].parameters == 865_910_724  # 865.91 M
+    assert round(registry()["sd15"].gflop) == 803
+
+
+def test_the_tokenizer_of_random_models_is_clips() -> None:
+    """Ids of "a photo of a cat" under CLIP's published vocabulary."""
+    assert clip_tokenizer()("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_repeated_passes_are_counted() -> None:
+    base = Config(strategy="lsg")
+    assert (
+        forward_equivalents(replace(base, two_stage=True)) - forward_equivalents(base) == 4
+    )  # two of each score network
+    checkpointed = forward_equivalents(replace(base, gradient_checkpointing=True))
+    assert checkpointed - forward_equivalents(base) == 2 + 1 + 4
+
+
+def test_estimated_times_are_near_table_4_where_its_efficiency_is_assumed() -> None:
+    """The efficiencies marked "Table 4" give back the seconds per 1k images they were taken from."""
+    for preset, strategy, seconds in (
+        ("a5000-fp16", "long", 74),
+        ("a5000-fp16", "lsg", 102),
+        ("a6000-fp32", "long", 365),
+        ("a6000-fp32", "lsg", 502),
+        ("h100-fp16", "long", 12),
+        ("h100-fp16", "lsg", 15),
+        ("h100-fp32", "long", 74),
+        ("h100-fp32", "lsg", 90),
+    ):
+        config = make_config(preset, {"strategy": strategy})
+        found = 1e3 / images_per_second(config, GFLOP, get_gpu(config.gpu), 8)
+        assert found == pytest.approx(seconds, rel=0.12), (preset, strategy)
+
+
+def test_devices_are_found_by_their_own_names() -> None:
+    assert known_gpu("NVIDIA H100 80GB HBM3", 79.1).key == "h100"
+    assert known_gpu("NVIDIA A100-SXM4-40GB", 39.4).key == "a100-40g"
+    assert known_gpu("NVIDIA A100-SXM4-80GB", 79.2).key == "a100"
+    assert known_gpu("NVIDIA GeForce RTX 4090", 23.5).key == "4090"
+    assert known_gpu("NVIDIA RTX A5000", 23.7).key == "a5000"
+    assert known_gpu("Tesla T4", 14.6).key == "t4"
+    assert known_gpu("NVIDIA Quadro P400", 2.0) is None
+    assert len(gpus()) >= 10
+
+
+def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:
+    config = make_config("h100-bf16", {})
+    for key in ("4090", "a6000", "a100-40g"):
+        budget = get_gpu(key).memory
+        remedy = memory.make_fit(config, SD15, budget)
+        assert remedy is not None
+        assert memory.predict(replace(config, **remedy), SD15).total + memory.OVERHEAD <= budget
+        largest = memory.largest_micro_batch(config, SD15, budget, 8)
+        if largest:
+            assert (
+                memory.predict(replace(config, micro_batch=largest, fake_micro_batch=largest), SD15).total + 1 <= budget
+            )
+            larger = replace(config, micro_batch=2 * largest, fake_micro_batch=2 * largest)
+            assert memory.predict(larger, SD15).total + 1 > budget
+    assert memory.make_fit(config, SD15, 8.0) is None
+
+
+# -- as a user meets it ----------------------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_shows_memory_time_and_what_would_make_it_fit(run) -> None:
+    code, shown, _ = run("distill", "--preset", "h100-bf16", "--dry-run")
+    assert code == 0
+    assert "55.6 GiB (estimate): weights 8.0" in shown
+    assert "images/s" in shown
+    assert "does not fit" not in shown
+    code, shown, _ = run("distill", "--preset", "h100-bf16", "--gpu", "4090", "--dry-run")
+    assert code == 0
+    assert "does not fit" in shown
+    assert "--set gradient_checkpointing=true" in shown
+    settings = [
+        word
+        for part in shown.split("With ")[1].split(" it needs")[0].split("--set ")[1:]
+        for word in ("--set", part.strip())
+    ]
+    code, shown, _ = run("distill", "--preset", "h100-bf16", "--gpu", "4090", "--dry-run", *settings)
+    assert "does not fit" not in shown
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(run, tmp_path: Path, monkeypatch) -> None:
+    from sidlsg.cli import distill
+
+    monkeypatch.setattr(distill, "plan_gpu", lambda config, dry_run: get_gpu("4090"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    command = ["distill", "--preset", "h100-fp32", "--teacher", "sd15", "--prompts", prompts, "--device", "cpu"]
+    code, _, err = run(*command)
+    assert code == 2
+    one_line(err, "RTX 4090", "--set", "--force")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("two_stag=true", "two_stage"),
+        ("two_stage", "NAME=VALUE"),
+        ("two_stage=3", "true or false"),
+        ("micro_batch=[", "YAML"),
+    ],
+)
+def test_misuse_of_set_is_one_line(run, text: str, part: str) -> None:
+    code, _, err = run("distill", "--dry-run", "--set", text)
+    assert code == 2
+    one_line(err, part)
+
+
+def test_an_unknown_gpu_is_one_line(run) -> None:
+    code, _, err = run("distill", "--preset", "24gb", "--gpu", "h10", "--dry-run")
+    assert code == 2
+    one_line(err, "h100")
