@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,12 +26,10 @@ from torch import Tensor
 from sidlsg import __version__, distributed, rng
 from sidlsg.checkpoint import Checkpoints
 from sidlsg.config import Config
-from sidlsg.denoiser import Denoiser, OneStepGenerator
-from sidlsg.distill import Batch, Networks, train_iteration
-from sidlsg.ema import Ema, ema_decay
+from sidlsg.distill import Batch
+from sidlsg.engine import Engine, stored_dtype
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.models import DTYPES, configure_unet, halve_weights, load_model, pick_device
-from sidlsg.optim import FullAdam, LeanAdam
+from sidlsg.models import load_model, pick_device
 from sidlsg.preflight import preflight
 from sidlsg.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.prompts import PromptFile
@@ -40,7 +37,7 @@ from sidlsg.run_folder import RunFolder, read_metrics
 from sidlsg.sampler import make_grid, save_png, seed_noise, to_pil
 from sidlsg.student import save_student
 from sidlsg.track import Tracker, draw_curves, due
-from sidlsg.update import NetworkUpdate, Stats
+from sidlsg.update import Stats
 
 # Figure 2 of the paper: 0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4 and 5 million images of a 5M run.
 GRID_SHARES = (0, 0.004, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
@@ -76,42 +73,10 @@ class Trainer:
     def _build(self) -> None:
         """phi, and psi and theta as copies of it, with their optimisers and the average of theta."""
         config = self.config
-        pure_half = config.precision == "fp16"
-        self.teacher = load_model(config.teacher, self.device, DTYPES["fp16"] if pure_half else DTYPES["fp32"])
-        schedule = self.teacher.schedule
-        if len(schedule) <= max(config.t_max, config.t_init):
-            raise SidlsgError(f"the teacher has {len(schedule)} timesteps; t_max and t_init must be smaller")
-        self.attention = configure_unet(self.teacher.unet, config, self.device)
-        autocast = DTYPES["bf16"] if config.precision == "bf16" else None
-        self.fake = deepcopy(self.teacher.unet).requires_grad_(True)
-        self.generator = deepcopy(self.teacher.unet).requires_grad_(True)
-        if config.half_teacher and autocast is not None:
-            halve_weights(self.teacher.unet, autocast)
-        if config.compile:
-            for unet in (self.teacher.unet, self.fake, self.generator):
-                unet.compile(dynamic=False)  # in place: names of weights stay as they are
-        self.encode = self.teacher.encode()
-        self.nets = Networks(
-            teacher=Denoiser(self.teacher.unet, schedule, autocast),
-            fake=Denoiser(self.fake, schedule, autocast),
-            generator=OneStepGenerator(Denoiser(self.generator, schedule, autocast), config.t_init),
-            empty=self.encode.empty,
-            guidance=config.guidance,
-            alpha=config.alpha,
-            two_stage=config.two_stage,
-        )
-
-        def update(net: torch.nn.Module, clip_value: float | None = None) -> NetworkUpdate:
-            options: dict[str, Any] = {"lr": config.lr, "eps": config.adam_eps}
-            if config.lean_adam:
-                adam: LeanAdam | FullAdam = LeanAdam(net.parameters(), offload=config.offload_optimizer, **options)
-            else:
-                adam = FullAdam(net.parameters(), **options)
-            return NetworkUpdate(net, adam, config.batch, clip_value)
-
-        self.psi, self.theta = update(self.fake), update(self.generator, config.clip_value)
-        ema_device = torch.device("cpu") if config.ema_device == "cpu" else None
-        self.ema = Ema(self.generator, ema_device) if config.ema else None
+        self.teacher = load_model(config.teacher, self.device, stored_dtype(config))
+        self.engine = engine = Engine.build(config, self.teacher, self.device)
+        self.fake, self.generator, self.nets, self.encode = engine.fake, engine.generator, engine.nets, engine.encode
+        self.psi, self.theta, self.ema = engine.psi, engine.theta, engine.ema
         self.order = rng.PromptOrder(len(self.prompts), config.seed)
 
     def _draw(self, update: int, drop: bool) -> Batch:
@@ -203,10 +168,12 @@ class Trainer:
             if self.processes.main:
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
             self.console.print(
-                preflight(self.nets, config, self.prompts[0], self.encode, self.attention), highlight=False
+                preflight(self.nets, config, self.prompts[0], self.encode, self.engine.attention), highlight=False
             )
             self.grid()
             self.track(-1)
+        if config.compile:
+            self.engine.compile()
         grids = sorted(
             {round(share * config.images / config.batch) * config.batch for share in GRID_SHARES} | {config.images}
         )
@@ -246,9 +213,7 @@ class Trainer:
         """One iteration of Algorithm 1 with its average; appends its statistics."""
         config = self.config
         batches = (self._draw(rng.FAKE_SCORE, config.drops_prompts), self._draw(rng.GENERATOR, drop=False))
-        window.append(train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batches))
-        if self.ema:
-            self.ema.update(ema_decay(self.images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
+        window.append(self.engine.iterate(batches, self.images_seen))
         self.images_seen += config.batch
 
     def _log(self, window: list[tuple[Stats, Stats]], rate: float) -> None:
