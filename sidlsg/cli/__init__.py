@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sidlsg import __version__
-from sidlsg.cli import distill, eval, models, presets, sample
+from sidlsg.cli import bench, distill, eval, models, presets, sample
 from sidlsg.errors import SidlsgError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.add_typer(eval.app, name="eval")
+app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
 app.command("models")(models.models)
 

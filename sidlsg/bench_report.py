@@ -1,0 +1,163 @@
+"""Tables of ``sidlsg bench`` for terminal, JSON and Markdown, with the paper's Table 4 beside them. No torch in here."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sidlsg.data import PACKAGE
+from sidlsg.errors import SidlsgError
+from sidlsg.gpus import known_gpu
+
+HEAD = (
+    "configuration",
+    "precision",
+    "micro",
+    "GiB",
+    "reserved",
+    "s per 1k images",
+    "images/s",
+    "spread",
+    "MFU",
+    "of GEMM",
+)
+PAPER = ("paper GiB", "paper GPU-s per 1k")
+SAMPLE_HEAD = ("sampling", "pictures/s", "ms per picture", "spread")
+
+
+@functools.cache
+def table4() -> list[dict[str, Any]]:
+    return yaml.safe_load((PACKAGE / "table4.yaml").read_text(encoding="utf-8"))
+
+
+def paper_row(row: dict[str, Any], facts: dict[str, Any]) -> tuple[float, float] | None:
+    """(GiB, GPU-seconds per 1k images) of Table 4 for the nearest platform; None off a GPU or for another model.
+
+    The same GPU family where the paper has it, else the H100 rows (16 bit: with FlashAttention; fp32).
+    """
+    if "memory_gib" not in facts or facts["arch"] != "sd15":
+        return None
+    gpu = known_gpu(facts["device"], facts["memory_gib"])
+    family = gpu.key if gpu and any(line["gpu"] == gpu.key for line in table4()) else "h100"
+    kind = "fp32" if row["precision"] == "fp32" else "fp16"
+    lines = [line for line in table4() if line["gpu"] == family and line["precision"] == kind] or [
+        line for line in table4() if line["gpu"] == "h100" and line["precision"] == kind
+    ]
+    attention = row["switches"]["attention"]
+    line = next((line for line in lines if line["attention"] == attention), lines[-1])
+    cell = line.get(row["strategy"])
+    return (cell[0], 8 * cell[1]) if cell else None
+
+
+def cells(row: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    micro = f"{row['micro_batch']}" + (
+        f" / {row['fake_micro_batch']}" if row["fake_micro_batch"] != row["micro_batch"] else ""
+    )
+    start = [row["name"], row["precision"], micro]
+    if row["error"]:
+        body = [row["error"], *[""] * (len(HEAD) - len(start) - 1)]
+    else:
+        reserved = "" if row["reserved_gib"] is None else f"{row['reserved_gib']:.1f}"
+        rate = row["images_per_second"]
+        shares = [f"{row['mfu']:.1%}", f"{row['share_of_gemm']:.1%}"]
+        times = [f"{1e3 / rate:.4g}", f"{rate:.4g}", f"±{row['spread'] / 2:.1%}"]
+        body = [f"{row['allocated_gib']:.2f}", reserved, *times, *shares]
+    paper = paper_row(row, facts)
+    if "memory_gib" not in facts:
+        return start + body
+    return start + body + ([f"{paper[0]:.1f}", f"{paper[1]:.0f}"] if paper else ["–", "–"])
+
+
+def heading(facts: dict[str, Any]) -> list[str]:
+    return [*HEAD, *(PAPER if "memory_gib" in facts else ())]
+
+
+def describe(facts: dict[str, Any]) -> str:
+    where = facts["device"] + (
+        f", {facts['memory_gib']:.0f} GiB" if "memory_gib" in facts else f", {facts['threads']} threads"
+    )
+    more = "".join(f", {name} {facts[name]}" for name in ("precision", "batch") if name in facts)
+    return f"{facts['arch']}{more} on {where}; torch {facts['torch']}, Python {facts['python']}"
+
+
+def markdown(title: str, head: list[str], lines: list[list[str]], notes: list[str]) -> str:
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows += ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([f"# {title}", "", *rows, "", *notes, ""])
+
+
+def show(console: Console, title: str, head: list[str], lines: list[list[str]], notes: list[str]) -> None:
+    table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(table, highlight=False)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> None:
+    """``<name>.json`` and ``<name>.md``; raises SidlsgError when they cannot be written."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SidlsgError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def write_bench(
+    console: Console, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
+) -> None:
+    """Print and keep the rows of ``sidlsg bench``."""
+    title, head = f"Distillation: {describe(facts)}", heading(facts)
+    lines = [cells(row, facts) for row in rows]
+    peaks = sorted({f"{row['precision']}: {row['peak_tflops']:.3g} ({row['peak_is']})" for row in rows})
+    gemms = sorted({f"{row['precision']}: {row['gemm_tflops']:.3g}" for row in rows})
+    notes = [
+        f"`{command}`: whole iterations of {rows[0]['images']} images, the first not measured, median of "
+        f"{len(next((r['seconds'] for r in rows if not r['error']), []))}; spread is half of largest - smallest.",
+        "GiB: peak allocated by PyTorch." if "memory_gib" in facts else "GiB: peak resident size of the process.",
+        f"MFU: operations of Algorithm 1, none counted twice, as a share of the peak in TFLOP/s ({'; '.join(peaks)}).",
+        f"Of GEMM: as a share of a large matrix product measured in the same run, in TFLOP/s ({'; '.join(gemms)}).",
+    ]
+    if "memory_gib" in facts:
+        notes.append("paper: Table 4 of the nearest platform, its seconds of 8 GPUs times 8.")
+    show(console, title, head, lines, notes)
+    save(folder, "bench", {"command": command, "facts": facts, "rows": rows}, markdown(title, head, lines, notes))
+
+
+def write_bench_sample(
+    console: Console, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
+) -> None:
+    """Print and keep the rows of ``sidlsg bench sample``."""
+    title = f"Sampling: {describe(facts)}"
+    lines = [
+        [row["name"], f"{row['pictures_per_second']:.3g}", f"{row['ms_per_picture']:.3g}", f"±{row['spread'] / 2:.1%}"]
+        for row in rows
+    ]
+    whole = rows[0]["ms_per_picture"]
+    share = {row["name"].split()[0]: row["ms_per_picture"] / whole for row in rows if "alone" in row["name"]}
+    notes = [
+        f"`{command}`: {rows[0]['pictures']} pictures, the first round not measured, median of {len(rows[0]['seconds'])}.",
+        f"Of the time in memory: UNet {share['UNet']:.0%}, VAE {share['VAE']:.0%}, text encoder {share['text']:.0%}. 30,000 "
+        f"pictures with files would take {30_000 * rows[1]['ms_per_picture'] / 6e4:.1f} minutes.",
+    ]
+    show(console, title, list(SAMPLE_HEAD), lines, notes)
+    save(
+        folder,
+        "bench-sample",
+        {"command": command, "facts": facts, "rows": rows},
+        markdown(title, list(SAMPLE_HEAD), lines, notes),
+    )

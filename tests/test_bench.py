@@ -1,0 +1,155 @@
+"""``sidlsg bench``: numbers that follow from what was timed, rows that fail without losing the others, Table 4 beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import one_line
+from test_plan import TABLE_4
+
+from sidlsg import bench, bench_report
+from sidlsg.architectures import build_model
+from sidlsg.cli.bench import fit_batch
+from sidlsg.config import forward_equivalents, make_config
+from sidlsg.registry import registry
+
+CPU = torch.device("cpu")
+SMALL = ["--images", "4", "--micro-batch", "2", "--repeats", "2", "--device", "cpu"]
+
+
+def test_the_numbers_follow_from_the_seconds(run, tmp_path: Path) -> None:
+    code, shown, _ = run("bench", "--strategy", "long", "--strategy", "lsg", *SMALL, "--out", tmp_path / "out")
+    assert code == 0, shown
+    found = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert [row["strategy"] for row in found["rows"]] == ["long", "lsg"]
+    for row in found["rows"]:
+        assert len(row["seconds"]) == 2
+        rate = 4 / (sum(row["seconds"]) / 2)
+        assert row["images_per_second"] == pytest.approx(rate)
+        assert row["seconds_per_1k_images"] == pytest.approx(1000 / rate)
+        cost = forward_equivalents(make_config("cpu", {"strategy": row["strategy"]}))
+        assert row["share_of_gemm"] * row["gemm_tflops"] == pytest.approx(rate * cost * registry()["emoji"].gflop / 1e3)
+        assert 0.1 < row["allocated_gib"] < 20
+    text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
+    assert f"{1e3 / found['rows'][0]['images_per_second']:.4g}" in text
+    assert "sidlsg bench --strategy long" in text
+
+
+def test_warm_up_is_not_measured() -> None:
+    calls: list[int] = []
+    found = bench.timed(lambda: calls.append(len(calls)), CPU, warmup=2, repeats=3)
+    assert len(calls) == 5
+    assert len(found.seconds) == 3
+    assert bench.Timing([3.0, 1.0, 2.0]).median == 2.0
+    assert bench.Timing([3.0, 1.0, 2.0]).spread == 1.0
+
+
+def test_the_baseline_turns_off_each_switch_that_is_on() -> None:
+    config = make_config("24gb", {})
+    rows = bench.without_each_switch(config)
+    on = {"compile", "channels_last", "attention", "lean_adam", "half_teacher", "tf32", "gradient_checkpointing"}
+    on |= {"offload_optimizer", "ema_device"}
+    assert {name.removeprefix("without ") for name, _ in rows[1:-1]} == on
+    for name, changed in rows[1:-1]:
+        differ = {k for k in config.as_dict() if getattr(config, k) != getattr(changed, k)}
+        assert differ == {name.removeprefix("without ")}
+    bare = rows[-1][1]
+    assert all(getattr(bare, name) == off for name, off in bench.SWITCHES.items())
+
+
+def test_a_row_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path) -> None:
+    iterations = bench._iterations
+
+    def fail_for_lsg(config, *rest):
+        if config.strategy == "lsg":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return iterations(config, *rest)
+
+    monkeypatch.setattr(bench, "_iterations", fail_for_lsg)
+    code, shown, _ = run("bench", "--strategy", "lsg", "--strategy", "long", *SMALL, "--out", tmp_path / "out")
+    assert code == 0
+    assert "out of memory" in shown
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["error"] for row in rows] == ["out of memory", None]
+    assert run("bench", "--strategy", "lsg", *SMALL)[0] == 1  # nothing was measured
+
+
+def test_table_4_is_the_papers() -> None:
+    """The same cells as the memory model is tested with."""
+    lines = bench_report.table4()
+    assert len(lines) == len(TABLE_4)
+    for line, (name, cells) in zip(lines, TABLE_4.items(), strict=True):
+        assert name.startswith(f"{line['gpu']}-{line['precision']}")
+        assert tuple(line[strategy][0] for strategy in ("long", "short", "lsg-simple", "lsg")) == cells
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "precision", "attention", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "bf16", "sdpa", (35.2, 120)),
+        ("NVIDIA H100 80GB HBM3", 79.1, "fp16", "eager", (63.9, 184)),
+        ("NVIDIA H100 80GB HBM3", 79.1, "fp32", "sdpa", (62.9, 720)),
+        ("NVIDIA RTX A5000", 23.7, "bf16", "sdpa", (22.0, 816)),
+        ("NVIDIA RTX A6000", 47.5, "fp32", "sdpa", (45.8, 4016)),
+        ("NVIDIA GeForce RTX 4090", 23.5, "bf16", "sdpa", (35.2, 120)),
+    ],
+)
+def test_the_papers_row_is_that_of_the_nearest_platform(device, memory, precision, attention, expected) -> None:
+    row: dict[str, Any] = {"strategy": "lsg", "precision": precision, "switches": {"attention": attention}}
+    assert bench_report.paper_row(row, {"device": device, "memory_gib": memory, "arch": "sd15"}) == expected
+
+
+def test_no_paper_row_stands_beside_a_cpu_or_another_model() -> None:
+    row: dict[str, Any] = {"strategy": "lsg", "precision": "fp32", "switches": {"attention": "sdpa"}}
+    assert bench_report.paper_row(row, {"device": "AMD EPYC", "arch": "emoji"}) is None
+    assert bench_report.paper_row(row, {"device": "NVIDIA H100", "memory_gib": 79.1, "arch": "emoji"}) is None
+
+
+@pytest.mark.parametrize(
+    ("micro", "fake", "images", "batch"), [(4, 8, 16, 16), (4, 8, 3, 8), (3, 2, 20, 18), (1, None, 5, 5)]
+)
+def test_a_measurement_is_whole_micro_batches(micro, fake, images, batch) -> None:
+    config = make_config("cpu", {"micro_batch": micro, "fake_micro_batch": fake})
+    found = fit_batch(config, images)
+    assert found.batch == batch
+    assert found.rounds(1) * micro == batch
+
+
+def test_sampling_is_measured_beside_the_stock_pipeline(run, tmp_path: Path) -> None:
+    options = ["--images", "4", "--batch", "2", "--repeats", "1", "--device", "cpu", "--out", tmp_path / "out"]
+    code, shown, _ = run("bench", "sample", *options)
+    assert code == 0, shown
+    found = json.loads((tmp_path / "out" / "bench-sample.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in found["rows"]}
+    assert "stock diffusers pipeline (float32 VAE)" in rows
+    for row in rows.values():
+        assert row["ms_per_picture"] == pytest.approx(1e3 * row["seconds"][0] / 4)
+    parts = sum(row["ms_per_picture"] for name, row in rows.items() if "alone" in name)
+    assert parts < 3 * rows["one step, in memory"]["ms_per_picture"]
+
+
+def test_misuse_is_one_line(run) -> None:
+    code, _, err = run("bench", "--arch", "sd14")
+    assert code == 2
+    one_line(err, "sd15")
+    code, _, err = run("bench", "--precision", "int8", "--device", "cpu")
+    assert code == 2
+    one_line(err, "precision")
+    code, _, err = run("bench", "--strategy", "lgs", "--device", "cpu")
+    assert code == 2
+    one_line(err, "lsg")
+
+
+def test_a_random_model_is_a_whole_model_of_the_published_shape() -> None:
+    """On the meta device: what bench builds for a GPU, without its gigabytes."""
+    model = build_model("sd21-base", torch.device("meta"))
+    assert model.latent_shape == (4, 64, 64)
+    assert sum(p.numel() for p in model.unet.parameters()) == 865_910_724
+    assert model.text_encoder.config.hidden_size == model.unet.config.cross_attention_dim == 1024
+    assert model.schedule.noise_to_data_ratio(torch.tensor([625]), torch.zeros(1)).item() == pytest.approx(
+        2.5017, abs=1e-3
+    )
