@@ -19,10 +19,10 @@ from sidlsg import __version__
 from sidlsg.distributed import Processes
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.metrics import hps
-from sidlsg.metrics.chunks import encode_files
+from sidlsg.metrics.chunks import encode_files, forget
 from sidlsg.metrics.pictures import Folder, common_size, find_pictures, load_rgb, pairs
 from sidlsg.metrics.reference import Reference, cache_path, cached, load_reference
-from sidlsg.metrics.scorer import RANK_LIMIT, Scorer, Tick, bench_reference, keep
+from sidlsg.metrics.scorer import Scorer, Tick, bench_reference, keep
 from sidlsg.models import Model
 from sidlsg.sampler import sample, save_png
 
@@ -182,9 +182,11 @@ def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick
     found = cached(path, protocol, scorer.feature_weights)
     if found is None:
         tick = bar("reference features", len(folder))
-        encoded = encode_files(scorer, folder.files, True, False, path.with_suffix(".parts"), tick)
+        parts = path.with_suffix(".parts")
+        encoded = encode_files(scorer, folder.files, True, False, parts, tick)
         found = scorer.reference(encoded.features, str(folder.path.resolve().name))
         keep(found, path)
+        forget(parts)
     return found
 
 
@@ -225,10 +227,10 @@ def score_pictures(
             "nothing can be computed: give --reference, or pictures named by caption number with --prompts"
         )
     encoded = encode_files(scorer, folder.files, features, bool(paired), work, bar("features", len(folder)))
-    if features and protocol.features == "inception" and len(folder) < RANK_LIMIT:
+    if features and len(folder) < encoded.features.shape[1]:
         warn(
-            f"{len(folder):,} pictures are fewer than {RANK_LIMIT:,}: the covariance is rank-deficient and the "
-            f"{protocol.distance} says little; compare only with as many pictures"
+            f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features: the covariance is "
+            f"rank-deficient and the {protocol.distance} says little; compare only with as many pictures"
         )
     if reference is not None and reference.features is None and "pr" in scorer.metrics:
         warn("the reference file holds no features, only statistics: no precision and recall")

@@ -133,7 +133,9 @@ def _time(config: Config, gflop: float, gpu: Gpu, processes: int) -> str:
 
 
 def misfit(config: Config, place: Location, gpu: Gpu) -> str | None:
-    """Why the run cannot fit the GPU, and which settings would make it fit; None when it does, or nothing is known."""
+    """Why the run cannot work on the GPU, and which settings would help; None when it fits, or nothing is known."""
+    if config.precision == "bf16" and not gpu.bf16:
+        return f"{gpu.name} has no bf16 arithmetic; use --precision fp16 (with clip_value 1 and adam_eps 1e-6) or fp32"
     size, _, _ = sizes(place)
     if size is None:
         return None

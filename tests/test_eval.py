@@ -180,26 +180,24 @@ def test_jpeg_pictures_and_small_numbers_are_warned_about(run, tmp_path: Path) -
     assert code == 0
     assert "lossy" in shown
     assert "1,015 of 1,024 captions have no picture (first: 9)" in shown
-    assert len(results(tmp_path / "out")["warnings"]) == 2
+    assert "fewer than the 128 features" in shown
+    assert len(results(tmp_path / "out")["warnings"]) == 3
 
 
-def test_few_pictures_under_inception_are_called_rank_deficient(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("count", "warned"), [(127, True), (128, False)])
+def test_fewer_pictures_than_features_are_called_rank_deficient(tmp_path: Path, count: int, warned: bool) -> None:
     from sidlsg.metrics.pictures import find_pictures
     from sidlsg.metrics.protocol import get_protocol
     from sidlsg.metrics.scorer import Scorer
 
-    # The judge's network under the protocol's name: the warning is about counts.
     scorer = Scorer(get_protocol("embedded"), torch.device("cpu"), ("fid",))
-    fake = find_pictures(folder_of(tmp_path / "fake", 9))
-    reference = scorer.reference(torch.randn(20, 128), "test")
-    scorer.protocol = replace(scorer.protocol, features="inception")
+    fake = find_pictures(folder_of(tmp_path / "fake", count))
+    reference = scorer.reference(torch.randn(200, 128, generator=torch.Generator().manual_seed(0)), "test")
     said: list[str] = []
     options = {"bar": lambda name, total: lambda n: None, "warn": said.append, "stage": lambda text: None}
     scores = evaluate.score_pictures(scorer, fake, None, reference, tmp_path / "work", **options)
     assert "fd" in scores
-    assert any("rank-deficient" in text for text in said)
+    assert any("rank-deficient" in text for text in said) == warned
 
 
 # -- plans -----------------------------------------------------------------------------------------------------------------

@@ -291,6 +291,12 @@ def test_misuse_of_set_is_one_line(run, text: str, part: str) -> None:
     one_line(err, part)
 
 
+def test_a_gpu_without_bf16_is_named(run) -> None:
+    code, shown, _ = run("distill", "--preset", "16gb", "--gpu", "t4", "--dry-run")
+    assert code == 0
+    assert "has no bf16" in shown
+
+
 def test_an_unknown_gpu_is_one_line(run) -> None:
     code, _, err = run("distill", "--preset", "24gb", "--gpu", "h10", "--dry-run")
     assert code == 2

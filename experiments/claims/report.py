@@ -54,7 +54,12 @@ def collect(work: Path) -> dict[str, Any]:
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             teachers[name] = found["scores"] | {"seconds_drawing": found["seconds"]["drawing"]}
-    return {"students": students, "teachers": teachers, "drawings": drawings_themselves()}
+    repeats = {}
+    for name in plan["repeats"]:
+        path = work / "runs/claims/repeats" / name / "scores.jsonl"
+        if path.is_file():
+            repeats[name] = read_metrics(path)
+    return {"students": students, "repeats": repeats, "teachers": teachers, "drawings": drawings_themselves()}
 
 
 def drawings_themselves() -> dict[str, float]:
@@ -105,8 +110,16 @@ def teacher_table(results: dict[str, Any]) -> str:
     return table(["sampler", "ms per picture", *HEAD], rows)
 
 
+def repeat_table(results: dict[str, Any]) -> str:
+    rows = []
+    for name, lines in results["repeats"].items():
+        for seed, scores in ((0, results["students"][name]), (1, lines)):
+            rows.append([name, str(seed), *numbers(best(scores))])
+    return table(["student", "seed", *HEAD], rows)
+
+
 def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
-    figure = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 5) if panels == 1 else (4.8 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     draw(list(axes))
     for panel in axes:
@@ -136,6 +149,7 @@ def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
                     label, (scores["clip"], scores["fd"]), textcoords="offset points", xytext=(5, -9), fontsize=7
                 )
         axes[0].set(xlabel="CLIP score", ylabel="fd (log)", yscale="log")
+        axes[0].margins(x=0.14, y=0.08)
         axes[0].legend(fontsize=8)
 
     return draw
@@ -168,14 +182,18 @@ def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
     """Figure 2: the distance against images seen, log-log, a line where the fall is a power law; and the CLIP score."""
 
     def draw(axes: list[Axes]) -> None:
+        styles = {}
         for name, lines in results["students"].items():
-            colour, _ = FAMILIES[family(name)]
+            kind = family(name)
+            colour, _ = FAMILIES[kind]
+            dashes = ("-", "--", ":", "-.")[styles.setdefault(kind, 0)]
+            styles[kind] += 1
             after = [line for line in lines if line["images_seen"] > 0]
             x = [line["images_seen"] for line in after]
-            style = {"color": colour, "alpha": 0.8, "linewidth": 1}
+            style = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "label": name}
             axes[0].plot(x, [line["fd"] for line in after], **style)
             axes[1].plot(x, [line["clip"] for line in after], **style)
-            axes[0].annotate(name, (x[-1], after[-1]["fd"]), fontsize=6, textcoords="offset points", xytext=(3, -2))
+        axes[1].legend(fontsize=7, ncols=2)
         axes[0].set(xscale="log", yscale="log", xlabel="images seen", ylabel="fd")
         axes[1].set(xscale="log", xlabel="images seen", ylabel="CLIP score")
 
@@ -203,6 +221,7 @@ def main() -> None:
     plot(images / "claims-precision-recall.png", precision_recall(results), 2)
     plot(images / "claims-images-seen.png", images_seen(results), 2)
     tables = {"students": student_table(results), "teachers": teacher_table(results)}
+    tables["repeats"] = repeat_table(results)
     page = ROOT / "docs/claims.md"
     if page.is_file():
         put_tables(page, tables)

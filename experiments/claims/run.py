@@ -21,7 +21,10 @@ HERE = Path(__file__).parent
 
 def command(kind: str, name: str, options: dict[str, object], common: dict[str, object]) -> list[str]:
     """The ``sidlsg`` command line of one run."""
-    verb, folder = ("distill", "runs") if kind == "students" else ("eval", "evals")
+    verb, folder = {"students": ("distill", "runs"), "repeats": ("distill", "runs"), "teachers": ("eval", "evals")}[
+        kind
+    ]
+    name = f"repeats/{name}" if kind == "repeats" else name
     words = [sys.executable, "-m", "sidlsg", verb, "--out", f"{folder}/claims/{name}"]
     for key, value in (common | options).items():
         words += [f"--{key}", str(value)]
@@ -33,7 +36,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these runs")
     args = parser.parse_args()
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-    for kind in ("students", "teachers"):
+    for kind in ("students", "teachers", "repeats"):
         common = plan[kind].pop("common")
         for name, options in plan[kind].items():
             if args.names and name not in args.names:

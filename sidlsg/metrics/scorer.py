@@ -25,7 +25,6 @@ from sidlsg.metrics.reference import BENCH, Reference, cache_path, cached
 from sidlsg.metrics.weights import file_sha256, find_weights
 
 METRICS = ("fid", "clip", "pr")
-RANK_LIMIT = 2048  # below as many pictures as features, the covariance is singular
 Tick = Callable[[int], None]
 
 
