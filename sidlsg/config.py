@@ -43,9 +43,7 @@ class Config:
     images: int = 10_000_000  # duration, in images seen
     batch: int = 512  # images an iteration, over all processes
     micro_batch: int = 4  # images a forward pass, per process
-    fake_micro_batch: int | None = (
-        None  # the same for the fake score's update, which holds fewer graphs; None: micro_batch
-    )
+    fake_micro_batch: int | None = None  # the same for the fake score's update (fewer graphs); None: micro_batch
     processes: int = 1  # what the preset was made for; the plan assumes it, torchrun decides
     lr: float = 1e-6  # both networks
     adam_eps: float = 1e-8
@@ -154,14 +152,14 @@ class Config:
 
         Raises UsageError when the batch does not divide by processes and both micro-batches.
         """
-        for name, size in zip(("fake_micro_batch", "micro_batch"), self.micro_batches, strict=True):
+        for name, size in (("--micro-batch", self.micro_batch), ("--set fake_micro_batch", self.micro_batches[0])):
             part = size * processes
             if self.batch % part:
                 lower, upper = self.batch // part * part, -(-self.batch // part) * part
                 fitting = f"{lower} or {upper}" if lower else str(upper)
                 raise UsageError(
-                    f"batch {self.batch} does not divide by {name.replace('_', '-')} {size} x {processes} process(es); "
-                    f"use --batch {fitting}, or another micro-batch"
+                    f"batch {self.batch} does not divide by {name.split()[-1].lstrip('-')} {size} x {processes} process(es); "
+                    f"use --batch {fitting}, or another {name}"
                 )
         return self.batch // (self.micro_batch * processes)
 

@@ -64,3 +64,11 @@ def images_per_second(config: Config, gflop: float, gpu: Gpu, processes: int) ->
     """
     peak, efficiency = arithmetic(config)
     return processes * gpu.peaks[peak] * gpu.mfu[efficiency] * 1e3 / (forward_equivalents(config) * gflop)
+
+
+def preset_for(memory: float) -> str:
+    """The bf16 preset for a GPU of so many GiB."""
+    for least, name in ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb")):
+        if memory >= least:
+            return name
+    return "16gb"

@@ -92,10 +92,11 @@ def test_shipped_student_is_the_default_run(student: Model) -> None:
 
 def test_weights_are_half_and_small() -> None:
     files = sorted(ASSETS.rglob("*.safetensors"))
-    assert len(files) == 6
+    assert len(files) == 7  # unet, text encoder and VAE of teacher and student; the judge
     for path in files:
         with safe_open(path, framework="pt") as weights:
-            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}  # noqa: SIM118
+            types = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+        assert types - {"I64"} == {"F16"}  # the judge counts its batches in I64
     assert sum(p.stat().st_size for p in (ASSETS / "emoji").rglob("*") if p.is_file()) <= 16e6
     assert sum(p.stat().st_size for p in files) <= 40e6
 

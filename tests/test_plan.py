@@ -22,7 +22,7 @@ from sidlsg.config import (
     preset_path,
 )
 from sidlsg.flops import count
-from sidlsg.gpus import get_gpu, gpus, images_per_second, known_gpu
+from sidlsg.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.plan import sizes
 from sidlsg.registry import locate, registry
 
@@ -222,6 +222,14 @@ def test_devices_are_found_by_their_own_names() -> None:
     assert known_gpu("Tesla T4", 14.6).key == "t4"
     assert known_gpu("NVIDIA Quadro P400", 2.0) is None
     assert len(gpus()) >= 10
+
+
+def test_each_gpu_gets_a_bf16_preset_that_fits_it() -> None:
+    for gpu in gpus().values():
+        if gpu.bf16 and gpu.memory > 15.5:
+            config = make_config(preset_for(gpu.memory), {})
+            assert config.precision == "bf16"
+            assert memory.predict(config, SD15).total + memory.OVERHEAD <= gpu.memory, gpu.name
 
 
 def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:

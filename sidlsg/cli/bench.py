@@ -153,11 +153,9 @@ def default_preset(device: Any) -> str:
         return "cpu"
     import torch
 
-    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-    for least, name in ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb")):
-        if memory >= least:
-            return name
-    return "16gb"
+    from sidlsg.gpus import preset_for
+
+    return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
 def default_images(config: Any, device: Any) -> int:

@@ -16,7 +16,10 @@ DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
 def distill(
     preset: Annotated[
-        str | None, typer.Option(help="Preset name (`sidlsg presets list`) or YAML file; `cpu` for the emoji teacher.")
+        str | None,
+        typer.Option(
+            help="Preset name (`sidlsg presets list`) or YAML file; default: `cpu` for emoji, else the one for this GPU."
+        ),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias (`sidlsg models`), hub id or diffusers folder.")] = None,
     prompts: Annotated[
@@ -81,9 +84,7 @@ def distill(
 
     console = Console()
     if preset is None:
-        if teacher not in (None, DEFAULT_TEACHER):
-            raise UsageError(f"--teacher {teacher} needs a --preset; see: sidlsg presets list")
-        preset = DEFAULT_PRESET
+        preset = DEFAULT_PRESET if teacher in (None, DEFAULT_TEACHER) else preset_here(teacher)
     options = parse_settings(setting or []) | {
         name: value
         for name, value in {
@@ -137,6 +138,22 @@ def distill(
         distributed.stop()
     if processes.main:
         console.print(f"done: {after}", highlight=False, markup=False, soft_wrap=True)
+
+
+def preset_here(teacher: str | None) -> str:
+    """The bf16 preset for the GPU of this machine; raises UsageError where there is none that can run it."""
+    from sidlsg.errors import UsageError
+    from sidlsg.gpus import preset_for
+
+    try:
+        import torch
+
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    except ImportError:
+        able = False
+    if not able:
+        raise UsageError(f"--teacher {teacher} needs a --preset (no GPU with bf16 here); see: sidlsg presets list")
+    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30)
 
 
 def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:

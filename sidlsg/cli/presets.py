@@ -18,15 +18,26 @@ def list_presets() -> None:
 
     from sidlsg.config import make_config, preset_names, preset_path
 
-    table = Table(
-        "preset", "precision", "batch", "micro", "processes", "images", "κ1..κ4", "for", box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("preset", "precision", "batch", "micro", "processes", "images", "κ"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("for")
     for name in preset_names():
         config = make_config(name, {})
-        purpose = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        kappas = ", ".join(f"{k:g}" for k in config.guidance)
-        sizes = (str(config.batch), str(config.micro_batch), str(config.processes), f"{config.images:,}")
-        table.add_row(name, config.precision, *sizes, kappas, purpose)
+        # The first line of the file, without the numbers after the semicolon.
+        purpose = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(";")[0]
+        kappas = ", ".join(f"{k:g}" for k in dict.fromkeys(config.guidance))
+        images = f"{config.images / 1e6:g}M" if config.images >= 1e6 else f"{config.images:,}"
+        table.add_row(
+            name,
+            config.precision,
+            str(config.batch),
+            str(config.micro_batch),
+            str(config.processes),
+            images,
+            kappas,
+            purpose,
+        )
     Console().print(table, highlight=False)
 
 

@@ -113,7 +113,7 @@ def feature_extractor(protocol: Protocol, weights: Path | None, device: torch.de
         # torch-fidelity loads with weights_only=False; a file that passes here holds tensors only.
         with _clear_failure(weights, "inception"):
             torch.load(weights, map_location="cpu", weights_only=True)
-    with _clear_failure(weights or JUDGE, "inception"):
+    with _clear_failure(weights or JUDGE, protocol.features):
         options = {"feature_extractor_weights_path": path, "verbose": False}
         extractor = create_feature_extractor(name, [layer], cuda=False, **options)
     return extractor.to(device)

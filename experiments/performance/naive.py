@@ -1,0 +1,63 @@
+"""Images/s of the engine against the naive transcription of Algorithm 1 that the tests use, on the emoji teacher.
+
+    python experiments/performance/naive.py
+
+Both do one iteration of 64 images with LSG and the same UNet, draws and embeddings; the transcription works on one sample at a
+time, always with both passes of the guidance, and torch's own Adam.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from naive import NaiveAlgorithm1
+
+from sidlsg import rng
+from sidlsg.bench import draw_batch, gemm_tflops
+from sidlsg.config import forward_equivalents, make_config
+from sidlsg.engine import Engine
+from sidlsg.models import load_model
+from sidlsg.registry import registry
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    config = make_config("cpu", {})
+    engine = Engine.build(config, load_model("emoji", CPU), CPU)
+    naive = NaiveAlgorithm1(
+        load_model("emoji", CPU).unet.requires_grad_(True), tuple(config.guidance), batch=config.batch
+    )
+    batches = [draw_batch(engine, update, 0, CPU) for update in (rng.FAKE_SCORE, rng.GENERATOR)]
+
+    def ours() -> None:
+        engine.iterate((batches[0], batches[1]), 0)
+
+    def theirs() -> None:
+        naive.fake_score_step(batches[0].z, batches[0].c, batches[0].t, batches[0].eps, engine.encode.empty)
+        naive.generator_step(batches[1].z, batches[1].c, batches[1].t, batches[1].eps, engine.encode.empty)
+
+    rates = {}
+    for name, work in (("engine", ours), ("naive transcription", theirs)):
+        work()
+        seconds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - begun)
+        rates[name] = config.batch / sorted(seconds)[1]
+        print(f"{name}: {rates[name]:.2f} images/s ({', '.join(f'{s:.2f}' for s in seconds)} s)")
+    print(f"engine / naive: {rates['engine'] / rates['naive transcription']:.2f}")
+    gflop = registry()["emoji"].gflop or 0
+    gemm = gemm_tflops(CPU, torch.float32)
+    share = rates["engine"] * forward_equivalents(config) * gflop / 1e3 / gemm
+    print(f"UNet operations of the engine: {share:.0%} of a {1e3 * gemm:.0f} GFLOP/s fp32 matrix product")
+
+
+if __name__ == "__main__":
+    main()
