@@ -39,6 +39,9 @@ SWITCHES: dict[str, Any] = {
 }
 
 
+GEMM_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @dataclass
 class Timing:
     """Seconds of repeated measurements of the same work."""
@@ -116,6 +119,8 @@ class Row:
     timing: Timing | None = None
     allocated: float | None = None
     reserved: float | None = None
+    gemm: float | None = None  # TFLOP/s of a matrix product, timed between the iterations
+    peak: float | None = None  # what MFU is a share of
     mfu: float | None = None
     gemm_share: float | None = None
     error: str | None = None
@@ -146,6 +151,8 @@ class Row:
                 "spread": self.timing.spread,
                 "allocated_gib": self.allocated,
                 "reserved_gib": self.reserved,
+                "gemm_tflops": self.gemm,
+                "peak_tflops": self.peak,
                 "mfu": self.mfu,
                 "share_of_gemm": self.gemm_share,
             }
@@ -167,8 +174,6 @@ def measure(
     build: Callable[[torch.dtype], Model],
     device: torch.device,
     gflop: float,
-    peak_tflops: float,
-    gemm: float,
     repeats: int = 3,
     warmup: int = 1,
 ) -> Row:
@@ -177,16 +182,16 @@ def measure(
     Args:
         build: makes a fresh model in a dtype.
         gflop: one UNet forward pass of one sample. Operations that are repeated to save memory do not count as useful.
-        peak_tflops: what MFU is a share of; gemm: measured TFLOP/s of a matrix product in the same arithmetic.
     """
     row = Row(name, config, config.batch)
     memory = PeakMemory(device)
     try:
-        row.timing = _iterations(config, build(stored_dtype(config)), device, warmup, repeats)
+        row.timing, row.gemm = _iterations(config, build(stored_dtype(config)), device, warmup, repeats)
         row.allocated, row.reserved = memory.read()
         useful = forward_equivalents(replace(config, two_stage=False, gradient_checkpointing=False)) * gflop / 1e3
         rate = row.images / row.timing.median
-        row.mfu, row.gemm_share = rate * useful / peak_tflops, rate * useful / gemm
+        row.peak = data_sheet_peak(config, device) or row.gemm
+        row.mfu, row.gemm_share = rate * useful / row.peak, rate * useful / row.gemm
     except torch.cuda.OutOfMemoryError:
         row.error = "out of memory"
     except Exception as error:  # one row that fails must not lose the others
@@ -198,8 +203,10 @@ def measure(
     return row
 
 
-def _iterations(config: Config, teacher: Model, device: torch.device, warmup: int, repeats: int) -> Timing:
-    """Seconds of whole iterations; the engine is gone when this returns."""
+def _iterations(
+    config: Config, teacher: Model, device: torch.device, warmup: int, repeats: int
+) -> tuple[Timing, float]:
+    """Seconds of whole iterations, and TFLOP/s of matrix products between them (median); the engine is gone when this returns."""
     engine = Engine.build(config, teacher, device)
     if config.compile:
         engine.compile()
@@ -211,7 +218,13 @@ def _iterations(config: Config, teacher: Model, device: torch.device, warmup: in
         engine.iterate(batches, seen)
         seen += config.batch
 
-    return timed(iterate, device, warmup, repeats)
+    iterations = timed(iterate, device, warmup, 0)
+    products = []
+    for _ in range(repeats):
+        # Side by side, so that a slow moment of a shared machine meets both.
+        products.append(gemm_tflops(device, GEMM_DTYPES[config.precision]))
+        iterations.seconds += timed(iterate, device, 0, 1).seconds
+    return iterations, statistics.median(products)
 
 
 def without_each_switch(config: Config) -> list[tuple[str, Config]]:
@@ -246,17 +259,13 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def peak_of(config: Config, device: torch.device, gemm: float) -> tuple[float, str]:
-    """(TFLOP/s that MFU is a share of, what it is): the maker's figure for a known GPU, else the measured product."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        row = known_gpu(properties.name, properties.total_memory / 2**30)
-        if row is not None:
-            return row.peaks[arithmetic(config)[0]], f"{row.name}, data sheet"
-    return gemm, "measured matrix product"
-
-
-GEMM_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def data_sheet_peak(config: Config, device: torch.device) -> float | None:
+    """The maker's TFLOP/s for the configuration's arithmetic on a GPU of gpus.yaml."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    row = known_gpu(properties.name, properties.total_memory / 2**30)
+    return row.peaks[arithmetic(config)[0]] if row else None
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------------------

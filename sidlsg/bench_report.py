@@ -16,19 +16,9 @@ from sidlsg.data import PACKAGE
 from sidlsg.errors import SidlsgError
 from sidlsg.gpus import known_gpu
 
-HEAD = (
-    "configuration",
-    "precision",
-    "micro",
-    "GiB",
-    "reserved",
-    "s per 1k images",
-    "images/s",
-    "spread",
-    "MFU",
-    "of GEMM",
-)
-PAPER = ("paper GiB", "paper GPU-s per 1k")
+# Columns whose cells are all alike go into the title; those that only a GPU has are left out elsewhere.
+SHARED = ("preset", "precision", "micro-batch")
+GPU_ONLY = ("reserved", "MFU", "paper GiB", "paper GPU-s per 1k")
 SAMPLE_HEAD = ("sampling", "pictures/s", "ms per picture", "spread")
 
 
@@ -56,28 +46,40 @@ def paper_row(row: dict[str, Any], facts: dict[str, Any]) -> tuple[float, float]
     return (cell[0], 8 * cell[1]) if cell else None
 
 
-def cells(row: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """One line of the table."""
-    micro = f"{row['micro_batch']}" + (
-        f" / {row['fake_micro_batch']}" if row["fake_micro_batch"] != row["micro_batch"] else ""
-    )
-    start = [row["name"], row["precision"], micro]
-    if row["error"]:
-        body = [row["error"], *[""] * (len(HEAD) - len(start) - 1)]
-    else:
-        reserved = "" if row["reserved_gib"] is None else f"{row['reserved_gib']:.1f}"
-        rate = row["images_per_second"]
-        shares = [f"{row['mfu']:.1%}", f"{row['share_of_gemm']:.1%}"]
-        times = [f"{1e3 / rate:.4g}", f"{rate:.4g}", f"±{row['spread'] / 2:.1%}"]
-        body = [f"{row['allocated_gib']:.2f}", reserved, *times, *shares]
+def cells(row: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
+    """One line of the table, by column; of a row that failed, what it was and why."""
+    micro, fake = row["micro_batch"], row["fake_micro_batch"]
+    line = {
+        "configuration": row["name"],
+        "preset": row["preset"],
+        "precision": row["precision"],
+        "micro-batch": str(micro) if fake == micro else f"{micro} / {fake}",
+    }
     paper = paper_row(row, facts)
-    if "memory_gib" not in facts:
-        return start + body
-    return start + body + ([f"{paper[0]:.1f}", f"{paper[1]:.0f}"] if paper else ["–", "–"])
+    columns = ("GiB", "reserved", "s per 1k", "images/s", "spread", "MFU", "of GEMM", "paper GiB", "paper GPU-s per 1k")
+    line |= dict.fromkeys(columns, "")
+    if row["error"]:
+        line["GiB"] = row["error"]
+    else:
+        line["GiB"] = f"{row['allocated_gib']:.2f}"
+        line["reserved"] = f"{row['reserved_gib']:.2f}" if row["reserved_gib"] else ""
+        line["s per 1k"] = f"{row['seconds_per_1k_images']:.4g}"
+        line["images/s"] = f"{row['images_per_second']:.4g}"
+        line["spread"] = f"±{row['spread'] / 2:.1%}"
+        line["MFU"], line["of GEMM"] = f"{row['mfu']:.1%}", f"{row['share_of_gemm']:.1%}"
+    line["paper GiB"], line["paper GPU-s per 1k"] = (f"{paper[0]:.1f}", f"{paper[1]:.0f}") if paper else ("–", "–")
+    return line
 
 
-def heading(facts: dict[str, Any]) -> list[str]:
-    return [*HEAD, *(PAPER if "memory_gib" in facts else ())]
+def arrange(rows: list[dict[str, Any]], facts: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """(title, headings, lines)."""
+    lines = [cells(row, facts) for row in rows]
+    shared = [name for name in SHARED if len({line[name] for line in lines}) == 1]
+    gone = {*shared, *(() if "memory_gib" in facts else GPU_ONLY)}
+    common = ", ".join(f"{name} {lines[0][name]}" for name in shared)
+    head = [name for name in lines[0] if name not in gone]
+    title = f"Distillation: {describe(facts)}" + (f"; {common}" if common else "")
+    return title, head, [[line[name] for name in head] for line in lines]
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -97,7 +99,7 @@ def markdown(title: str, head: list[str], lines: list[list[str]], notes: list[st
 def show(console: Console, title: str, head: list[str], lines: list[list[str]], notes: list[str]) -> None:
     table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left")
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table, highlight=False)
@@ -121,18 +123,22 @@ def write_bench(
     console: Console, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
 ) -> None:
     """Print and keep the rows of ``sidlsg bench``."""
-    title, head = f"Distillation: {describe(facts)}", heading(facts)
-    lines = [cells(row, facts) for row in rows]
-    peaks = sorted({f"{row['precision']}: {row['peak_tflops']:.3g} ({row['peak_is']})" for row in rows})
-    gemms = sorted({f"{row['precision']}: {row['gemm_tflops']:.3g}" for row in rows})
+    title, head, lines = arrange(rows, facts)
+    measured = [row for row in rows if not row["error"]]
+    repeats = len(measured[0]["seconds"]) if measured else 0
+    gemms = [row["gemm_tflops"] for row in measured] or [0.0]
     notes = [
-        f"`{command}`: whole iterations of {rows[0]['images']} images, the first not measured, median of "
-        f"{len(next((r['seconds'] for r in rows if not r['error']), []))}; spread is half of largest - smallest.",
+        f"`{command}`: whole iterations of {rows[0]['images']} images, the first not measured, median of {repeats}; spread is "
+        "half of largest - smallest. Operations are Algorithm 1's, none counted twice.",
         "GiB: peak allocated by PyTorch." if "memory_gib" in facts else "GiB: peak resident size of the process.",
-        f"MFU: operations of Algorithm 1, none counted twice, as a share of the peak in TFLOP/s ({'; '.join(peaks)}).",
-        f"Of GEMM: as a share of a large matrix product measured in the same run, in TFLOP/s ({'; '.join(gemms)}).",
+        "Of GEMM: as a share of a large matrix product measured between the iterations, "
+        f"{min(gemms):.3g} to {max(gemms):.3g} TFLOP/s.",
     ]
     if "memory_gib" in facts:
+        peaks = sorted({f"{row['precision']} {row['peak_tflops']:.4g}" for row in measured})
+        notes.append(
+            f"MFU: as a share of the data sheet's TFLOP/s ({', '.join(peaks)}), or of the product for an unknown GPU."
+        )
         notes.append("paper: Table 4 of the nearest platform, its seconds of 8 GPUs times 8.")
     show(console, title, head, lines, notes)
     save(folder, "bench", {"command": command, "facts": facts, "rows": rows}, markdown(title, head, lines, notes))

@@ -103,6 +103,17 @@ def test_the_papers_row_is_that_of_the_nearest_platform(device, memory, precisio
     assert bench_report.paper_row(row, {"device": device, "memory_gib": memory, "arch": "sd15"}) == expected
 
 
+def test_what_all_rows_share_is_in_the_title(run, tmp_path: Path) -> None:
+    kinds = ["--precision", "fp32", "--precision", "bf16"]
+    code, shown, _ = run("bench", "--strategy", "long", *kinds, *SMALL, "--out", tmp_path / "out")
+    assert code == 0, shown
+    title, _, head, _, *lines = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8").splitlines()[:6]
+    assert "preset cpu, micro-batch 2" in title
+    assert head.startswith("| configuration | precision | GiB | s per 1k | images/s |")
+    assert [line.split(" | ")[1] for line in lines] == ["fp32", "bf16"]
+    assert not any(word in head for word in ("MFU", "reserved", "paper"))  # of a GPU only
+
+
 def test_no_paper_row_stands_beside_a_cpu_or_another_model() -> None:
     row: dict[str, Any] = {"strategy": "lsg", "precision": "fp32", "switches": {"attention": "sdpa"}}
     assert bench_report.paper_row(row, {"device": "AMD EPYC", "arch": "emoji"}) is None

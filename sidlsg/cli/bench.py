@@ -76,30 +76,17 @@ def bench(
                     options["half_teacher"] = False
                 options |= parse_settings(setting or [])
                 config = make_config(name, options)
-                chosen.append((name, fit_batch(config, images or default_images(config, where))))
+                chosen.append((name, fit_batch(config, images or default_images(config))))
     rows: list[dict[str, Any]] = []
     facts = measuring.device_facts(where) | {"arch": arch}
-    gemms: dict[str, float] = {}
     for name, config in chosen:
-        if config.precision not in gemms:
-            gemms[config.precision] = measuring.gemm_tflops(where, measuring.GEMM_DTYPES[config.precision])
-        gemm = gemms[config.precision]
-        peak, what = measuring.peak_of(config, where, gemm)
         cases = measuring.without_each_switch(config) if baseline else [("", config)]
         for label, case in cases:
-            row = measuring.measure(
-                f"{name}, {case.strategy_name}" + (f", {label}" if label else ""),
-                case,
-                lambda dtype: build_model(arch, where, dtype),
-                where,
-                gflop,
-                peak,
-                gemm,
-                repeats,
-            )
-            rows.append(row.as_dict() | {"preset": name, "peak_tflops": peak, "peak_is": what, "gemm_tflops": gemm})
+            title = f"{case.strategy_name}, {label}" if label else case.strategy_name
+            row = measuring.measure(title, case, lambda dtype: build_model(arch, where, dtype), where, gflop, repeats)
+            rows.append({"preset": name} | row.as_dict())
             rate = f"{row.images_per_second:.3g} images/s" if row.images_per_second else row.error
-            console.print(f"{row.name}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
+            console.print(f"{name}, {title}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
     write_bench(console, out, facts, rows, command_line())
     if all(row["error"] for row in rows):
         raise typer.Exit(1)
@@ -158,9 +145,9 @@ def default_preset(device: Any) -> str:
     return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30)
 
 
-def default_images(config: Any, device: Any) -> int:
-    """Enough for two rounds of the larger micro-batch."""
-    return 2 * max(config.micro_batches)
+def default_images(config: Any) -> int:
+    """Two rounds of the larger micro-batch, or a whole iteration where that is less."""
+    return min(config.batch, 2 * max(config.micro_batches))
 
 
 def fit_batch(config: Any, images: int) -> Any:
