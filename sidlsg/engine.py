@@ -44,11 +44,14 @@ class Engine:
     def build(cls, config: Config, teacher: Model, device: torch.device) -> Engine:
         """psi and theta as copies of the teacher's UNet (which is changed to the configuration's layout in place).
 
+        The teacher's VAE goes to the CPU: only drawing needs it.
+
         Raises SidlsgError when the teacher has fewer timesteps than the configuration uses.
         """
         schedule = teacher.schedule
         if len(schedule) <= max(config.t_max, config.t_init):
             raise SidlsgError(f"the teacher has {len(schedule)} timesteps; t_max and t_init must be smaller")
+        teacher.vae.to("cpu")
         attention = configure_unet(teacher.unet, config, device)
         autocast = DTYPES["bf16"] if config.precision == "bf16" else None
         fake = deepcopy(teacher.unet).requires_grad_(True)

@@ -1,9 +1,8 @@
 """Peak GPU memory of a distillation run, predicted by component. No torch in here; all sizes in GiB (2^30 bytes).
 
-Two kinds of numbers go in. Copies of the weights are counted exactly. Activations are linear in micro-batch x passes whose graph
-is alive at once, with one constant per pass and sample; it is fitted to the FlashAttention row of the paper's Table 4 (three
-strategies give 0.77, 0.77 and 0.75 GiB per pass and sample in 16 bit at 64x64 latents), and a count of SD1.5's saved tensors
-gives 0.86 for a trained network, of which frozen ones keep less. The test reproduces all 20 memory cells of Table 4.
+Nothing is fitted. Copies of the weights are counted from the architecture; so are the tensors that one pass of one sample saves
+for its backward pass, on SD1.5's UNet at 64x64 latents (tests/test_plan.py counts both). The sum reproduces the 20 memory cells
+of the paper's Table 4.
 """
 
 from __future__ import annotations
@@ -14,13 +13,27 @@ from sidlsg.config import Config
 from sidlsg.guidance import network_passes
 
 GIB = 2**30
-# GiB of saved tensors per pass and sample, 16 bit, with attention whose softmax is never written out.
-ACTIVATIONS = 0.77
+
+
+@dataclass(frozen=True)
+class Saved:
+    """GiB of tensors saved for the backward pass by one pass of one sample, with attention that never writes its softmax out."""
+
+    trained: float  # by a network whose weights get gradients
+    frozen: float  # by one through which gradients only pass
+    checkpointed: float  # by either under gradient checkpointing: the inputs of its blocks
+    block: float  # by the largest block, when it is computed again
+
+
+# Autocast saves more than pure 16 bit: normalisations compute in fp32. Pure fp32 saves exactly twice what pure 16 bit does.
+SAVED = {
+    "fp16": Saved(trained=0.871, frozen=0.720, checkpointed=0.144, block=0.069),
+    "bf16": Saved(trained=1.158, frozen=0.961, checkpointed=0.171, block=0.081),
+    "fp32": Saved(trained=1.741, frozen=1.439, checkpointed=0.288, block=0.137),
+}
 # What unfused attention saves besides: one softmax per self-attention, heads x tokens^2 x 2 bytes. SD has five layers of 8 heads
 # at each of 64x64, 32x32 and 16x16 tokens and one at 8x8: 8 x 2 x (5 x 4096^2 + 5 x 1024^2 + 5 x 256^2 + 64^2) bytes.
 SOFTMAX = 8 * 2 * (5 * 4096**2 + 5 * 1024**2 + 5 * 256**2 + 64**2) / GIB
-# With gradient checkpointing: inputs of the blocks that are kept, and one block computed again (at 64x64 latents, 16 bit).
-CHECKPOINTED, RECOMPUTED = 0.10, 0.15
 # CUDA context, cuDNN and cuBLAS workspaces, fragmentation; not part of what PyTorch calls allocated.
 OVERHEAD = 1.0
 
@@ -30,7 +43,8 @@ class Size:
     """What the model contributes: numbers of parameters, and the area of a latent against Stable Diffusion's 64x64."""
 
     unet: int
-    text_and_vae: int
+    text_encoder: int
+    vae: int
     area: float = 1.0
 
     def copy(self, bits: int) -> float:
@@ -47,8 +61,9 @@ class Memory:
     gradients: float
     optimizer: float
     average: float
-    encoders: float  # text encoder and VAE
+    text_encoder: float
     activations: float
+    vae: float = 0.0  # waits on the CPU with this engine
     buckets: float = 0.0  # of DistributedDataParallel, which this engine does not use
 
     @property
@@ -57,15 +72,16 @@ class Memory:
         return sum(vars(self).values())
 
 
-def alive_passes(config: Config) -> tuple[int, int]:
-    """Sample-passes whose graph is alive at once: in the fake score's update, in the generator's.
+def alive_passes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sample-passes whose graph is alive at once, as (of a trained network, of frozen ones): in the fake score's update, in the
+    generator's.
 
-    The generator's own, and every guided pass of teacher and fake score (5 for LSG, 4 for long and short, 3 for the simplest);
-    one network at a time: its own and the larger of the two.
+    The fake score's own; the generator's own and every guided pass of teacher and fake score (5 in all for LSG, 4 for long and
+    short, 3 for the simplest); one network at a time: its own and the larger of the two.
     """
     k1, k2, k3, k4 = config.guidance
     fake, real = network_passes(k2, k3), network_passes(k4)
-    return network_passes(k1), 1 + (max(fake, real) if config.two_stage else fake + real)
+    return (network_passes(k1), 0), (1, max(fake, real) if config.two_stage else fake + real)
 
 
 def predict(config: Config, size: Size) -> Memory:
@@ -84,7 +100,7 @@ def phases(config: Config, size: Size) -> tuple[Memory, Memory]:
     optimizer = 0.0 if config.offload_optimizer and config.lean_adam else 2 * moments * full
     average = size.copy(32) if config.ema and config.ema_device == "same" else 0.0
     teacher = half if config.half_teacher else full
-    per_pass = activations_per_pass(config, size)
+    block = SAVED[config.precision].block * size.area
     found = []
     for micro, alive, networks in zip(
         config.micro_batches, alive_passes(config), (1, 2 + (not config.two_stage)), strict=True
@@ -95,11 +111,6 @@ def phases(config: Config, size: Size) -> tuple[Memory, Memory]:
         if autocast:
             graphs = networks - (1 if config.half_teacher and networks == 3 else 0)
             casts = half * (1 if config.gradient_checkpointing else graphs)
-        again = (
-            RECOMPUTED * size.area * 2 * micro * (1 if pure_half or autocast else 2)
-            if config.gradient_checkpointing
-            else 0.0
-        )
         found.append(
             Memory(
                 weights=teacher + 2 * full,
@@ -107,18 +118,21 @@ def phases(config: Config, size: Size) -> tuple[Memory, Memory]:
                 gradients=full,
                 optimizer=optimizer,
                 average=average,
-                encoders=size.text_and_vae * (16 if pure_half else 32) / 8 / GIB,
-                activations=per_pass * alive * micro + again,
+                text_encoder=size.text_encoder * bits / 8 / GIB,
+                # Both halves of a guided pass go through a block at once.
+                activations=micro * (saved(config, size, *alive) + 2 * block * config.gradient_checkpointing),
             )
         )
     return found[0], found[1]
 
 
-def activations_per_pass(config: Config, size: Size) -> float:
-    """GiB of saved tensors per sample-pass."""
-    kept = ACTIVATIONS + (SOFTMAX if config.attention == "eager" else 0.0)
-    sixteen = CHECKPOINTED if config.gradient_checkpointing else kept
-    return sixteen * size.area * (2 if config.precision == "fp32" else 1)
+def saved(config: Config, size: Size, trained: int, frozen: int) -> float:
+    """GiB that so many sample-passes of trained and frozen networks save."""
+    kind = SAVED[config.precision]
+    if config.gradient_checkpointing:
+        return size.area * kind.checkpointed * (trained + frozen)
+    softmax = SOFTMAX * (2 if config.precision == "fp32" else 1) if config.attention == "eager" else 0.0
+    return size.area * ((kind.trained + softmax) * trained + (kind.frozen + softmax) * frozen)
 
 
 def official(config: Config, size: Size) -> Memory:
@@ -127,11 +141,11 @@ def official(config: Config, size: Size) -> Memory:
     phi, psi, theta and the average; gradients of psi and theta, both kept; the buckets of DistributedDataParallel for both,
     separate from the gradients; Adam's two moments for both.
     """
-    copy = size.copy(16 if config.precision == "fp16" else 32)
-    encoders = size.text_and_vae * (16 if config.precision == "fp16" else 32) / 8 / GIB
-    activations = activations_per_pass(config, size) * max(alive_passes(config)) * config.micro_batch
+    bits = 16 if config.precision == "fp16" else 32
+    copy, text_encoder, vae = size.copy(bits), size.text_encoder * bits / 8 / GIB, size.vae * bits / 8 / GIB
+    activations = max(saved(config, size, *alive) for alive in alive_passes(config)) * config.micro_batch
     average = copy if config.ema else 0.0
-    return Memory(3 * copy, 0.0, 2 * copy, 4 * copy, average, encoders, activations, buckets=2 * copy)
+    return Memory(3 * copy, 0.0, 2 * copy, 4 * copy, average, text_encoder, activations, vae, buckets=2 * copy)
 
 
 def largest_micro_batch(config: Config, size: Size, budget: float, processes: int) -> int:

@@ -48,8 +48,15 @@ class Model:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], by the VAE in float32."""
-        images = self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
+        """Scaled latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], by the VAE in float32.
+
+        A VAE that waits on another device comes to the latents' for the time of the call.
+        """
+        home = next(self.vae.parameters()).device
+        try:
+            images = self.vae.to(latents.device).decode(latents.float() / self.vae.config.scaling_factor).sample
+        finally:
+            self.vae.to(home)
         return (images / 2 + 0.5).clamp(0, 1)
 
 

@@ -39,8 +39,8 @@ def sizes(place: Location) -> tuple[Size | None, float | None, str]:
             like = LIKE[unet["cross_attention_dim"]]
         entry = registry()[like]
     size = None
-    if entry.parameters and entry.text_and_vae:
-        size = Size(entry.parameters, entry.text_and_vae)
+    if entry.parameters and entry.text_encoder and entry.vae:
+        size = Size(entry.parameters, entry.text_encoder, entry.vae)
     return size, entry.gflop, like
 
 

@@ -27,7 +27,8 @@ class Entry:
     prompts: Path | None = None
     grid_prompts: Path | None = None
     parameters: int | None = None
-    text_and_vae: int | None = None
+    text_encoder: int | None = None
+    vae: int | None = None
     gflop: float | None = None
 
 
