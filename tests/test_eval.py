@@ -364,6 +364,22 @@ def test_published_rows_stand_beside_results_of_their_own_protocol_only() -> Non
     assert len(rows) > 20
 
 
+def test_our_own_rows_are_those_that_were_measured() -> None:
+    measured = json.loads((Path(__file__).parents[1] / "experiments/claims/results.json").read_text(encoding="utf-8"))
+    names = {"shipped student": measured["teachers"]["student-shipped"], "real drawings": measured["drawings"]}
+    for name, scores in measured["teachers"].items():
+        sampler, _, scale = name.partition("-cfg-")
+        kind, _, steps = sampler.partition("-")
+        shown = {"ddim": "teacher", "dpm++": "DPM++", "unipc": "UniPC"}.get(kind)
+        names[f"{shown} {steps}, CFG {scale}"] = scores
+    for row in report.published()["embedded"]:
+        for key, value in row.items():
+            if key != "method":
+                assert value == pytest.approx(
+                    names[row["method"]][key], abs=0.5 * 10 ** -report.COLUMNS[key][1] + 1e-9
+                ), row
+
+
 # -- scores while training -------------------------------------------------------------------------------------------------
 
 

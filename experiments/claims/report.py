@@ -1,4 +1,4 @@
-"""Tables and plots of the runs of ``run.py``: writes results.json here, the tables in docs/claims.md, plots in docs/images.
+"""Tables and plots of the runs of ``run.py``: adds to results.json here, writes tables in docs/claims.md, plots in docs/images.
 
 python experiments/claims/report.py --work .        # the folder in which run.py was started
 """
@@ -41,25 +41,22 @@ def family(name: str) -> str:
     return name if name == "no-cfg" else name.rsplit("-", 1)[0]
 
 
-def collect(work: Path) -> dict[str, Any]:
-    """All measured numbers: per student its scores against images seen, per sampler of the teacher its scores."""
+def collect(work: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """``known`` with what the work folder holds: per student and seed its scores against images seen, per sampler its scores."""
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-    students, teachers = {}, {}
+    students, teachers = known.get("students", {}), known.get("teachers", {})
     for name in plan["students"]:
-        path = work / "runs/claims" / name / "scores.jsonl"
-        if path.is_file():
-            students[name] = read_metrics(path)
+        for seed in plan["seeds"]:
+            path = work / f"runs/claims/seed-{seed}" / name
+            if (path / "student").is_dir():
+                students.setdefault(name, {})[str(seed)] = read_metrics(path / "scores.jsonl")
     for name in plan["teachers"]:
         path = work / "evals/claims" / name / "results.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            teachers[name] = found["scores"] | {"seconds_drawing": found["seconds"]["drawing"]}
-    repeats = {}
-    for name in plan["repeats"]:
-        path = work / "runs/claims/repeats" / name / "scores.jsonl"
-        if path.is_file():
-            repeats[name] = read_metrics(path)
-    return {"students": students, "repeats": repeats, "teachers": teachers, "drawings": drawings_themselves()}
+            teachers[name] = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    order = list(plan["teachers"])
+    teachers = {name: teachers[name] for name in sorted(teachers, key=order.index)}
+    return {"students": students, "teachers": teachers, "drawings": drawings_themselves()}
 
 
 def drawings_themselves() -> dict[str, float]:
@@ -77,6 +74,15 @@ def best(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return min((line for line in lines if line["images_seen"] > 0), key=lambda line: line["fd"])
 
 
+def bests(seeds: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Each seed's best line."""
+    return [best(seeds[seed]) for seed in sorted(seeds)]
+
+
+def mean(lines: list[dict[str, Any]]) -> dict[str, float]:
+    return {key: sum(line[key] for line in lines) / len(lines) for key in ("images_seen", *SCORES)}
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
@@ -90,32 +96,26 @@ def numbers(scores: dict[str, Any]) -> list[str]:
 def student_table(results: dict[str, Any]) -> str:
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["students"]
     rows = []
-    for name, lines in results["students"].items():
+    for name, seeds in results["students"].items():
         options = {"strategy": plan[name]["strategy"], "kappa": tuple(map(float, str(plan[name]["kappa"]).split(",")))}
         kappas = ", ".join(f"{k:g}" for k in make_config("cpu", options).guidance)
-        line = best(lines)
-        rows.append([name, kappas, f"{line['images_seen']:,}", *numbers(line)])
+        each = bests(seeds)
+        rows.append([name, kappas, ", ".join(f"{line['fd']:.0f}" for line in each), *numbers(mean(each))])
     order = {name: i for i, name in enumerate(FAMILIES)}
     rows.sort(key=lambda row: (order[family(row[0])], float(row[0].rsplit("-", 1)[-1]) if row[0] != "no-cfg" else 0))
-    return table(["student", "κ1, κ2, κ3, κ4", "images", *HEAD], rows)
+    return table(["student", "κ1, κ2, κ3, κ4", "fd of each seed", *HEAD], rows)
 
 
 HEAD = ["fd ↓", "CLIP ↑", "precision ↑", "recall ↑", "retrieval@1 ↑", "retrieval@5 ↑"]
 
 
 def teacher_table(results: dict[str, Any]) -> str:
+    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["teachers"]
     rows = [["the real drawings", "–", *numbers(results["drawings"])]]
     for name, scores in results["teachers"].items():
-        rows.append([name, f"{1e3 * scores['seconds_drawing'] / 1024:.0f}", *numbers(scores)])
-    return table(["sampler", "ms per picture", *HEAD], rows)
-
-
-def repeat_table(results: dict[str, Any]) -> str:
-    rows = []
-    for name, lines in results["repeats"].items():
-        for seed, scores in ((0, results["students"][name]), (1, lines)):
-            rows.append([name, str(seed), *numbers(best(scores))])
-    return table(["student", "seed", *HEAD], rows)
+        guided = plan[name].get("guidance", 1) != 1  # the unguided pass is left out where it has no weight
+        rows.append([name, str(plan[name].get("steps", 1) * (1 + guided)), *numbers(scores)])
+    return table(["sampler", "UNet passes a picture", *HEAD], rows)
 
 
 def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
@@ -128,14 +128,18 @@ def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
 
 
 def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
-    """Figure 9: best distance and the CLIP score there."""
+    """Figure 9: best distance and the CLIP score there, means over the seeds; small: each seed."""
 
     def draw(axes: list[Axes]) -> None:
         seen = set()
-        for name, lines in results["students"].items():
+        for name, seeds in results["students"].items():
             kind = family(name)
             colour, marker = FAMILIES[kind]
-            line = best(lines)
+            each = bests(seeds)
+            line = mean(each)
+            axes[0].scatter(
+                [x["clip"] for x in each], [x["fd"] for x in each], c=colour, marker=marker, s=12, alpha=0.4, zorder=2
+            )
             label = kind if kind not in seen else None
             seen.add(kind)
             axes[0].scatter(line["clip"], line["fd"], c=colour, marker=marker, s=60, label=label, zorder=3)
@@ -160,8 +164,8 @@ def precision_recall(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
 
     def draw(axes: list[Axes]) -> None:
         lsg = sorted(
-            (float(name.rsplit("-", 1)[-1]), best(lines))
-            for name, lines in results["students"].items()
+            (float(name.rsplit("-", 1)[-1]), mean(bests(seeds)))
+            for name, seeds in results["students"].items()
             if family(name) == "lsg"
         )
         cfg = sorted(
@@ -179,16 +183,16 @@ def precision_recall(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
 
 
 def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
-    """Figure 2: the distance against images seen, log-log, a line where the fall is a power law; and the CLIP score."""
+    """Figure 2: the distance against images seen, log-log, a line where the fall is a power law; and the CLIP score. Means."""
 
     def draw(axes: list[Axes]) -> None:
         styles = {}
-        for name, lines in results["students"].items():
+        for name, seeds in results["students"].items():
             kind = family(name)
             colour, _ = FAMILIES[kind]
             dashes = ("-", "--", ":", "-.")[styles.setdefault(kind, 0)]
             styles[kind] += 1
-            after = [line for line in lines if line["images_seen"] > 0]
+            after = [mean(list(lines)) for lines in zip(*seeds.values(), strict=True) if lines[0]["images_seen"] > 0]
             x = [line["images_seen"] for line in after]
             style = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "label": name}
             axes[0].plot(x, [line["fd"] for line in after], **style)
@@ -204,8 +208,8 @@ def put_tables(path: Path, tables: dict[str, str]) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- end -->``."""
     text = path.read_text(encoding="utf-8")
     for name, content in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + "\n" + m[2], text, flags=re.DOTALL)
         assert count == 1, name
     path.write_text(text, encoding="utf-8")
 
@@ -214,14 +218,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(), help="where runs/claims and evals/claims are")
     args = parser.parse_args()
-    results = collect(args.work)
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path = HERE / "results.json"
+    results = collect(args.work, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     images = ROOT / "docs/images"
     plot(images / "claims-trade-off.png", trade_off(results), 1)
     plot(images / "claims-precision-recall.png", precision_recall(results), 2)
     plot(images / "claims-images-seen.png", images_seen(results), 2)
     tables = {"students": student_table(results), "teachers": teacher_table(results)}
-    tables["repeats"] = repeat_table(results)
     page = ROOT / "docs/claims.md"
     if page.is_file():
         put_tables(page, tables)
