@@ -84,6 +84,9 @@ class Engine:
 
     def compile(self) -> None:
         """Compile the three UNets in place, so that names of weights stay as they are; shapes are static."""
+        # Every batch size of every kind of pass (trained, frozen, without gradient) is compiled once, and dynamo counts those of
+        # the three networks together: an LSG run needs seven, its grids and scores more, and the limit of eight would end it.
+        torch._dynamo.config.recompile_limit = 64
         for unet in (self.teacher.unet, self.fake, self.generator):
             unet.compile(dynamic=False)
 
