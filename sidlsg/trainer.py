@@ -113,6 +113,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the state at images_seen."""
         if self.processes.main:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
             steps = {
                 "fake": self.psi.optimizer.steps,
                 "generator": self.theta.optimizer.steps,

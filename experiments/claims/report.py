@@ -119,7 +119,7 @@ def teacher_table(results: dict[str, Any]) -> str:
 
 
 def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
-    figure = Figure(figsize=(7, 5) if panels == 1 else (4.8 * panels, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.8 * panels, 4.4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     draw(list(axes))
     for panel in axes:
@@ -127,34 +127,45 @@ def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
     figure.savefig(path, dpi=120)
 
 
+# Where a point's label stands: families lie close together.
+LABELS = {"no-cfg": (6, 4), "long": (11, -9), "short": (0, -14), "lsg-simple": (10, 4), "lsg": (-8, 7)}
+
+
 def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
-    """Figure 9: best distance and the CLIP score there, means over the seeds; small: each seed."""
+    """Figure 9: best distance and the CLIP score there, means over the seeds. Left with each seed (small) and the teacher."""
 
     def draw(axes: list[Axes]) -> None:
-        seen = set()
         for name, seeds in results["students"].items():
             kind = family(name)
             colour, marker = FAMILIES[kind]
             each = bests(seeds)
             line = mean(each)
             axes[0].scatter(
-                [x["clip"] for x in each], [x["fd"] for x in each], c=colour, marker=marker, s=12, alpha=0.4, zorder=2
+                [x["clip"] for x in each], [x["fd"] for x in each], c=colour, marker=marker, s=10, alpha=0.4, zorder=2
             )
-            label = kind if kind not in seen else None
-            seen.add(kind)
-            axes[0].scatter(line["clip"], line["fd"], c=colour, marker=marker, s=60, label=label, zorder=3)
+            for panel in axes:
+                panel.scatter(line["clip"], line["fd"], c=colour, marker=marker, s=55, zorder=3)
             text = name.rsplit("-", 1)[-1] if kind != "no-cfg" else ""
-            axes[0].annotate(text, (line["clip"], line["fd"]), textcoords="offset points", xytext=(5, 4), fontsize=8)
+            place = {
+                "textcoords": "offset points",
+                "xytext": LABELS[kind],
+                "fontsize": 8,
+                "color": colour,
+                "ha": "center",
+            }
+            axes[1].annotate(text, (line["clip"], line["fd"]), **place)
         for name, scores in results["teachers"].items():
             if name.startswith("ddim-25"):
                 axes[0].scatter(scores["clip"], scores["fd"], facecolors="none", edgecolors="tab:green", s=50, zorder=2)
-                label = f"teacher, CFG {name.rsplit('-', 1)[-1]}"
-                axes[0].annotate(
-                    label, (scores["clip"], scores["fd"]), textcoords="offset points", xytext=(5, -9), fontsize=7
-                )
+                place = {"textcoords": "offset points", "xytext": (5, -9), "fontsize": 7}
+                axes[0].annotate(f"teacher, CFG {name.rsplit('-', 1)[-1]}", (scores["clip"], scores["fd"]), **place)
+        for kind, (colour, marker) in FAMILIES.items():
+            axes[0].scatter([], [], c=colour, marker=marker, label=kind)
         axes[0].set(xlabel="CLIP score", ylabel="fd (log)", yscale="log")
-        axes[0].margins(x=0.14, y=0.08)
-        axes[0].legend(fontsize=8)
+        axes[0].margins(x=0.2, y=0.08)
+        axes[0].legend(fontsize=7)
+        axes[1].set(xlabel="CLIP score: the guided students, by their scale", ylabel="fd", xlim=(0.484, 0.522))
+        axes[1].margins(y=0.1)
 
     return draw
 
@@ -222,7 +233,7 @@ def main() -> None:
     results = collect(args.work, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     images = ROOT / "docs/images"
-    plot(images / "claims-trade-off.png", trade_off(results), 1)
+    plot(images / "claims-trade-off.png", trade_off(results), 2)
     plot(images / "claims-precision-recall.png", precision_recall(results), 2)
     plot(images / "claims-images-seen.png", images_seen(results), 2)
     tables = {"students": student_table(results), "teachers": teacher_table(results)}
