@@ -6,6 +6,7 @@ import contextlib
 import gc
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 
-from sidlsg import rng
+from sidlsg import __version__, rng
 from sidlsg.config import Config, forward_equivalents
+from sidlsg.data import PACKAGE
 from sidlsg.distill import Batch
 from sidlsg.engine import Engine, stored_dtype
 from sidlsg.gpus import arithmetic, known_gpu
@@ -240,13 +242,25 @@ def without_each_switch(config: Config) -> list[tuple[str, Config]]:
 
 def device_facts(device: torch.device) -> dict[str, Any]:
     """Name, memory, threads and software of the device that is measured."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
+    facts: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0], "sidlsg": source_version()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {"device": properties.name, "memory_gib": properties.total_memory / 2**30, "cuda": torch.version.cuda}
     else:
         facts |= {"device": cpu_name(), "threads": torch.get_num_threads()}
     return facts
+
+
+def source_version() -> str:
+    """The package's version, and the commit it was run from where that is known (with + when files differ from it)."""
+    if not (PACKAGE.parent / ".git").exists():
+        return __version__
+    git = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__} at {commit}"
 
 
 def cpu_name() -> str:

@@ -87,7 +87,9 @@ def describe(facts: dict[str, Any]) -> str:
         f", {facts['memory_gib']:.0f} GiB" if "memory_gib" in facts else f", {facts['threads']} threads"
     )
     more = "".join(f", {name} {facts[name]}" for name in ("precision", "batch") if name in facts)
-    return f"{facts['arch']}{more} on {where}; torch {facts['torch']}, Python {facts['python']}"
+    return (
+        f"{facts['arch']}{more} on {where}; torch {facts['torch']}, Python {facts['python']}, sidlsg {facts['sidlsg']}"
+    )
 
 
 def markdown(title: str, head: list[str], lines: list[list[str]], notes: list[str]) -> str:
