@@ -16,6 +16,7 @@ import torch
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from sidlsg.config import make_config
 from sidlsg.metrics.pictures import load_sheet
@@ -93,17 +94,33 @@ def numbers(scores: dict[str, Any]) -> list[str]:
     return [form.format(scores[key]) if key in scores else "–" for key, form in zip(SCORES, formats, strict=True)]
 
 
+def table3() -> dict[str, dict[str, float]]:
+    return yaml.safe_load((HERE / "table3.yaml").read_text(encoding="utf-8"))
+
+
+def rank_correlations(results: dict[str, Any]) -> dict[str, float]:
+    """Spearman's rank correlation of our means with the paper's Table 3, over the strategies."""
+    paper = table3()
+    ours = {name: mean(bests(seeds)) for name, seeds in results["students"].items()}
+    found = {}
+    for key, theirs in (("fd", "fid"), ("clip", "clip")):
+        pairs = [(ours[name][key], paper[name][theirs]) for name in ours]
+        found[key] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return found
+
+
 def student_table(results: dict[str, Any]) -> str:
     plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["students"]
-    rows = []
+    rows, paper = [], table3()
     for name, seeds in results["students"].items():
         options = {"strategy": plan[name]["strategy"], "kappa": tuple(map(float, str(plan[name]["kappa"]).split(",")))}
         kappas = ", ".join(f"{k:g}" for k in make_config("cpu", options).guidance)
         each = bests(seeds)
         rows.append([name, kappas, ", ".join(f"{line['fd']:.0f}" for line in each), *numbers(mean(each))])
+        rows[-1] += [f"{paper[name]['fid']:.2f}", f"{paper[name]['clip']:.3f}"]
     order = {name: i for i, name in enumerate(FAMILIES)}
     rows.sort(key=lambda row: (order[family(row[0])], float(row[0].rsplit("-", 1)[-1]) if row[0] != "no-cfg" else 0))
-    return table(["student", "κ1, κ2, κ3, κ4", "fd of each seed", *HEAD], rows)
+    return table(["student", "κ1, κ2, κ3, κ4", "fd of each seed", *HEAD, "paper FID", "paper CLIP"], rows)
 
 
 HEAD = ["fd ↓", "CLIP ↑", "precision ↑", "recall ↑", "retrieval@1 ↑", "retrieval@5 ↑"]
@@ -240,7 +257,7 @@ def main() -> None:
     page = ROOT / "docs/claims.md"
     if page.is_file():
         put_tables(page, tables)
-    print(*tables.values(), sep="\n\n")
+    print(*tables.values(), f"rank correlation with Table 3: {rank_correlations(results)}", sep="\n\n")
 
 
 if __name__ == "__main__":
