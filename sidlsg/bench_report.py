@@ -122,9 +122,9 @@ def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> 
 
 
 def write_bench(
-    console: Console, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
+    console: Console | None, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
 ) -> None:
-    """Print and keep the rows of ``sidlsg bench``."""
+    """Keep the rows of ``sidlsg bench`` and, given a console, print them."""
     title, head, lines = arrange(rows, facts)
     measured = [row for row in rows if not row["error"]]
     repeats = len(measured[0]["seconds"]) if measured else 0
@@ -142,7 +142,8 @@ def write_bench(
             f"MFU: as a share of the data sheet's TFLOP/s ({', '.join(peaks)}), or of the product for an unknown GPU."
         )
         notes.append("paper: Table 4 of the nearest platform, its seconds of 8 GPUs times 8.")
-    show(console, title, head, lines, notes)
+    if console is not None:
+        show(console, title, head, lines, notes)
     save(folder, "bench", {"command": command, "facts": facts, "rows": rows}, markdown(title, head, lines, notes))
 
 

@@ -78,6 +78,21 @@ def test_a_row_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPat
     assert run("bench", "--strategy", "lsg", *SMALL)[0] == 1  # nothing was measured
 
 
+def test_an_interruption_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path) -> None:
+    iterations = bench._iterations
+
+    def stop_at_lsg(config, *rest):
+        if config.strategy == "lsg":
+            raise KeyboardInterrupt
+        return iterations(config, *rest)
+
+    monkeypatch.setattr(bench, "_iterations", stop_at_lsg)
+    code, _, _ = run("bench", "--strategy", "long", "--strategy", "lsg", *SMALL, "--out", tmp_path / "out")
+    assert code != 0
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["strategy"] for row in rows] == ["long"]
+
+
 def test_table_4_is_the_papers() -> None:
     """The same cells as the memory model is tested with."""
     lines = bench_report.table4()

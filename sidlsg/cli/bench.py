@@ -87,6 +87,7 @@ def bench(
             rows.append({"preset": name} | row.as_dict())
             rate = f"{row.images_per_second:.3g} images/s" if row.images_per_second else row.error
             console.print(f"{name}, {title}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
+            write_bench(None, out, facts, rows, command_line())  # an interruption keeps what was measured
     write_bench(console, out, facts, rows, command_line())
     if all(row["error"] for row in rows):
         raise typer.Exit(1)
