@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import one_line
 
 from sidlsg.config import preset_path
@@ -75,10 +77,22 @@ def test_a_mistake_in_distill_is_one_line_and_code_2(run, short, tmp_path: Path,
     assert not (tmp_path / "run" / "checkpoints" / "000000000008").exists()
 
 
-def test_another_teacher_needs_a_preset(run) -> None:
+def test_another_teacher_needs_a_preset(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, err = run("distill", "--teacher", "sd15", "--dry-run")
     assert code == 2
     one_line(err, "--preset", "sidlsg presets list")
+
+
+def test_another_teacher_gets_the_preset_of_this_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    card = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=int(23.5 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    code, out, _ = run("distill", "--teacher", "sd15", "--dry-run")
+    assert code == 0
+    assert "preset: 24gb" in out
+    assert "gradient_checkpointing: True" in out
 
 
 def test_resuming_with_another_learning_rate_is_refused(run, short, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def weights_line(name: str, given: Path | None) -> str:
     found = cached_path(row)
     if found is not None:
         return f"{found} (there)"
-    size = f", {row.bytes / 2**20:.2g} MiB" if row.bytes else ""
+    size = f", {row.bytes / 2**20:,.1f} MiB" if row.bytes else ""
     check = f", SHA-256 {row.sha256[:12]}..." if row.sha256 else ", checked against the hash the hub announces"
     return f"to be downloaded{size}{check}: {row.url} -> {cache_folder() / 'weights' / row.file}; or {row.option} FILE"
 
