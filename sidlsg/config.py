@@ -17,7 +17,7 @@ import yaml
 
 from sidlsg.data import presets_folder
 from sidlsg.errors import UsageError, nearest
-from sidlsg.guidance import Guidance, make_guidance, network_passes
+from sidlsg.method.guidance import Guidance, make_guidance
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 ATTENTIONS = ("sdpa", "xformers", "eager")
@@ -263,6 +263,19 @@ def parse_settings(assignments: list[str]) -> dict[str, Any]:
     return settings
 
 
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings given in Python, converted as in a preset ("50k", 1.5); raises UsageError naming the setting."""
+    settings = {}
+    for key, value in values.items():
+        if key not in FIELDS:
+            raise UsageError(f'unknown setting "{key}"{nearest(key, FIELDS)}')
+        try:
+            settings[key] = _convert(key, list(value) if isinstance(value, tuple) else value)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"{key} must be {error}") from None
+    return settings
+
+
 def load_settings(path: Path) -> dict[str, Any]:
     """Settings of a preset file, each converted to its field's type.
 
@@ -325,41 +338,11 @@ def preset_path(name: str) -> Path:
 
 
 def make_config(preset: str | None, options: Mapping[str, Any]) -> Config:
-    """Option > preset > default. Options that are None were not given.
+    """Option > preset > default; every option counts, None too (which is what YAML's null says).
 
     A strategy given as an option without a kappa takes that strategy's own default, not the preset's number.
     """
     settings = load_settings(preset_path(preset)) if preset else {}
-    given = {name: value for name, value in options.items() if value is not None}
-    if "strategy" in given and "kappa" not in given:
+    if "strategy" in options and "kappa" not in options:
         settings.pop("kappa", None)
-    settings.update(given)
-    return Config(**settings)
-
-
-# A backward pass of a trained network costs 2.00 forward passes, one through a frozen network (towards its input only) 1.15:
-# counted on SD1.5's UNet by sidlsg.flops.
-FULL_BACKWARD, INPUT_BACKWARD = 2.0, 1.15
-
-
-def passes_per_image(config: Config) -> dict[str, int]:
-    """UNet passes for one image (one sample of each update): forward, full backward, input-only backward.
-
-    The counts behind Table 4's times; psi's passes serve kappa2 and kappa3 alike. Passes that are repeated to save memory
-    count as "repeated forward": every graph under gradient checkpointing, both score networks' by one network at a time.
-    """
-    k1, k2, k3, k4 = config.guidance
-    trained, scores = network_passes(k1), network_passes(k2, k3) + network_passes(k4)
-    return {
-        "forward": 1 + trained + 1 + scores,
-        "full backward": trained + 1,
-        "input backward": scores,
-        "repeated forward": (trained + 1 + scores) * config.gradient_checkpointing + scores * config.two_stage,
-    }
-
-
-def forward_equivalents(config: Config) -> float:
-    """The cost of one image in UNet forward passes."""
-    passes = passes_per_image(config)
-    cost = passes["forward"] + passes["repeated forward"] + FULL_BACKWARD * passes["full backward"]
-    return cost + INPUT_BACKWARD * passes["input backward"]
+    return Config(**settings | dict(options))

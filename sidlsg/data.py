@@ -1,12 +1,20 @@
-"""Where the data files of the package are: the model registry, presets, the embedded models."""
+"""Where the data files of the package are: the tables of its rooms, presets, the embedded models."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 PACKAGE = Path(__file__).parent
 ASSETS = PACKAGE / "assets"
+
+
+def read_table(path: str) -> Any:
+    """The content of a YAML file of the package, by its path below ``sidlsg/``."""
+    return yaml.safe_load((PACKAGE / path).read_text(encoding="utf-8"))
 
 
 def presets_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Prompt files (one prompt a line, UTF-8, of any length) and their encoding. No torch at import."""
+"""Prompt files: one prompt a line, UTF-8, of any length. No torch in here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import mmap
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import overload
 
 import numpy as np
 
 from sidlsg.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 def _clean(line: bytes) -> str:
@@ -76,31 +72,3 @@ class PromptFile(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"{self.path} ({len(self):,} prompts, sha256 {self.sha256[:12]})"
-
-
-class TextEncoder:
-    """Prompts to the embeddings the UNet attends to; the embedding of "" is computed once.
-
-    Args:
-        tokenizer: a CLIP tokenizer; its ``model_max_length`` is the number of tokens L.
-        model: the text encoder, frozen.
-        batch: prompts encoded at once.
-    """
-
-    def __init__(self, tokenizer: Any, model: torch.nn.Module, batch: int = 64) -> None:
-        self.tokenizer, self.model, self.batch = tokenizer, model, batch
-        self.empty: Tensor = self([""])
-
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> [B, L, D] float32; prompts longer than L tokens are cut, as Stable Diffusion does."""
-        import torch
-
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(next(self.model.parameters()).device)
-        with torch.no_grad():
-            return torch.cat([self.model(part)[0].float() for part in tokens.split(self.batch)])

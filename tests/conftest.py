@@ -16,10 +16,24 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sidlsg import cli
-from sidlsg.student import save_folder
+from sidlsg.method.condition import Condition
+from sidlsg.method.denoiser import Denoiser
+from sidlsg.teachers.stable_diffusion import StableDiffusion
+from sidlsg.teachers.student import save_folder
 
 SD_BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TOKENS, WIDTH = 6, 8
+SD = StableDiffusion()
+
+
+def text(embeddings: torch.Tensor) -> Condition:
+    """Text embeddings [B, L, D] as Stable Diffusion's condition."""
+    return Condition({"text": embeddings})
+
+
+def denoiser(unet, schedule, autocast=None) -> Denoiser:
+    """A Stable Diffusion UNet as eps(x_t, t, c)."""
+    return Denoiser(unet, schedule, SD.predict, autocast)
 
 
 def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
@@ -74,7 +88,8 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     folder = tmp_path_factory.mktemp("models") / "teacher"
-    save_folder(folder, tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=tiny_unet(), scheduler=scheduler)
+    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": tiny_unet()}
+    save_folder(folder, SD, parts, scheduler)
     return folder
 
 

@@ -6,18 +6,20 @@ import copy
 
 import pytest
 import torch
-from conftest import SD_BETAS, TOKENS, WIDTH, tiny_unet
+from conftest import SD_BETAS, TOKENS, WIDTH, denoiser, text, tiny_unet
 from naive import NaiveAlgorithm1
 from torch import Tensor
 
-from sidlsg.denoiser import Denoiser, OneStepGenerator
-from sidlsg.distill import Batch, Networks, train_iteration, update_fake_score, update_generator
-from sidlsg.ema import Ema, ema_decay
-from sidlsg.guidance import STRATEGIES, Guidance, guided_eps, network_passes
-from sidlsg.losses import fake_score_loss, generator_loss
-from sidlsg.optim import LeanAdam
-from sidlsg.schedule import NoiseSchedule
-from sidlsg.update import NetworkUpdate
+from sidlsg.method.algorithm import Batch, Networks, train_iteration, update_fake_score, update_generator
+from sidlsg.method.condition import Condition
+from sidlsg.method.ema import Ema, ema_decay
+from sidlsg.method.generator import OneStepGenerator
+from sidlsg.method.guidance import STRATEGIES, Guidance, guided_eps, network_passes
+from sidlsg.method.losses import fake_score_loss, generator_loss
+from sidlsg.method.optim import LeanAdam
+from sidlsg.method.schedule import NoiseSchedule
+from sidlsg.method.update import NetworkUpdate
+from sidlsg.teachers.schedules import ddpm_schedule
 
 KAPPAS = {
     "long": (1, 1, 1, 3),
@@ -34,15 +36,15 @@ class Setup:
 
     def __init__(self, kappas=(1.5,) * 4, alpha=1.0, batch=8, prediction="epsilon", autocast=None, dtype=torch.float64):
         unet = tiny_unet().to(dtype)
-        self.schedule = NoiseSchedule(NoiseSchedule.from_config(SD_BETAS).betas, prediction)
+        self.schedule = NoiseSchedule(ddpm_schedule(SD_BETAS).betas, prediction)
         self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
         self.phi.requires_grad_(False)
         torch.manual_seed(7)
-        self.empty = torch.randn(1, TOKENS, WIDTH, dtype=dtype)
+        self.empty = text(torch.randn(1, TOKENS, WIDTH, dtype=dtype))
         self.nets = Networks(
-            Denoiser(self.phi, self.schedule, autocast),
-            Denoiser(self.psi, self.schedule, autocast),
-            OneStepGenerator(Denoiser(self.theta, self.schedule, autocast), 625),
+            denoiser(self.phi, self.schedule, autocast),
+            denoiser(self.psi, self.schedule, autocast),
+            OneStepGenerator(denoiser(self.theta, self.schedule, autocast), 625),
             self.empty,
             Guidance(*kappas),
             alpha,
@@ -60,7 +62,7 @@ class Setup:
 def draws(seed: int, batch: int = 8, dtype=torch.float64) -> Batch:
     g = torch.Generator().manual_seed(seed)
     z, eps = torch.randn(2, batch, 4, 4, 4, generator=g, dtype=dtype)
-    c = torch.randn(batch, TOKENS, WIDTH, generator=g, dtype=dtype)
+    c = text(torch.randn(batch, TOKENS, WIDTH, generator=g, dtype=dtype))
     return Batch(z, c, torch.randint(20, 980, (batch,), generator=g), eps)
 
 
@@ -90,8 +92,8 @@ def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two
             setup.nets, setup.update_psi, setup.update_theta, (first, second), (4, 4)
         )
         ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
-        loss_fake = naive.fake_score_step(first.z, first.c, first.t, first.eps, setup.empty)
-        loss_generator = naive.generator_step(second.z, second.c, second.t, second.eps, setup.empty)
+        loss_fake = naive.fake_score_step(first.z, first.c["text"], first.t, first.eps, setup.empty["text"])
+        loss_generator = naive.generator_step(second.z, second.c["text"], second.t, second.eps, setup.empty["text"])
         assert psi_stats.loss.item() == pytest.approx(loss_fake, rel=1e-6)
         assert theta_stats.loss.item() == pytest.approx(loss_generator, rel=1e-6, abs=1e-6)
     # Adam's first steps are sign-like: where a gradient is rounding noise around zero the step is too, so the bulk must
@@ -205,17 +207,17 @@ def test_guidance_passes_and_value(kappa: float) -> None:
     """Eq. 6, with a single pass where one suffices; a dropped prompt makes both branches equal."""
     seen: list[int] = []
 
-    def net(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def net(x: Tensor, t: Tensor, c: Condition) -> Tensor:
         seen.append(len(x))
-        return x * c.mean(dim=(1, 2)).view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
+        return x * c["text"].mean(dim=(1, 2)).view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
 
-    x, c, empty = torch.randn(3, 1, 2, 2), torch.randn(3, 5, 2), torch.randn(1, 5, 2)
+    x, c, empty = torch.randn(3, 1, 2, 2), text(torch.randn(3, 5, 2)), text(torch.randn(1, 5, 2))
     t = torch.tensor([1, 2, 3])
     (out,) = guided_eps(net, x, t, c, empty, (kappa,))
     assert seen == [3 if kappa in (0, 1) else 6]
-    without, with_c = net(x, t, empty.expand_as(c)), net(x, t, c)
+    without, with_c = net(x, t, empty.expand(3)), net(x, t, c)
     torch.testing.assert_close(out, without + kappa * (with_c - without))
-    (dropped,) = guided_eps(net, x, t, empty.expand_as(c), empty, (kappa,))
+    (dropped,) = guided_eps(net, x, t, empty.expand(3), empty, (kappa,))
     torch.testing.assert_close(dropped, without)
     seen.clear()
     pair = guided_eps(net, x, t, c, empty, (kappa, 1.0))
@@ -275,7 +277,7 @@ def test_a_non_finite_sample_is_left_out_and_the_others_count(bad: float) -> Non
     clean.disturb()
     with torch.no_grad():
         kept = [i for i in range(8) if i != 3]
-    reference = Batch(*(x[kept] for x in (batch.z, batch.c, batch.t, batch.eps)))
+    reference = Batch(batch.z[kept], batch.c.rows(kept), batch.t[kept], batch.eps[kept])
     expected = capture_gradient(clean, reference, 1)
     setup = Setup(KAPPAS["lsg"])
     setup.disturb()
@@ -326,7 +328,7 @@ def test_updates_touch_only_their_own_network() -> None:
 
 def test_generator_input_is_sigma_z(monkeypatch) -> None:
     """Eq. 9: the network sees sigma_{t_init} z at t_init, and x_g = (sigma z - sigma eps) / a."""
-    schedule = NoiseSchedule.from_config(SD_BETAS)
+    schedule = ddpm_schedule(SD_BETAS)
     seen = {}
 
     class Net(torch.nn.Module):
@@ -339,7 +341,7 @@ def test_generator_input_is_sigma_z(monkeypatch) -> None:
             return type("Output", (), {"sample": 0 * x})
 
     z = torch.randn(2, 4, 4, 4, dtype=torch.float64)
-    x_g = OneStepGenerator(Denoiser(Net(), schedule), 625)(z, torch.zeros(2, 1, 1, dtype=torch.float64))
+    x_g = OneStepGenerator(denoiser(Net(), schedule), 625)(z, text(torch.zeros(2, 1, 1, dtype=torch.float64)))
     sigma = (1 - 0.1377686) ** 0.5
     torch.testing.assert_close(seen["x"], sigma * z, rtol=1e-6, atol=1e-6)
     assert seen["t"].tolist() == [625, 625]

@@ -11,11 +11,13 @@ import torch
 from conftest import one_line
 from test_plan import TABLE_4
 
-from sidlsg import bench, bench_report
-from sidlsg.architectures import build_model
-from sidlsg.cli.bench import fit_batch
-from sidlsg.config import forward_equivalents, make_config
-from sidlsg.registry import registry
+from sidlsg.benchmark import distillation as bench
+from sidlsg.benchmark import report as bench_report
+from sidlsg.benchmark.timing import Timing, timed
+from sidlsg.config import make_config
+from sidlsg.planning.cost import forward_equivalents
+from sidlsg.planning.footprint import footprints
+from sidlsg.teachers.architectures import build_model
 
 CPU = torch.device("cpu")
 SMALL = ["--images", "4", "--micro-batch", "2", "--repeats", "2", "--device", "cpu"]
@@ -32,7 +34,9 @@ def test_the_numbers_follow_from_the_seconds(run, tmp_path: Path) -> None:
         assert row["images_per_second"] == pytest.approx(rate)
         assert row["seconds_per_1k_images"] == pytest.approx(1000 / rate)
         cost = forward_equivalents(make_config("cpu", {"strategy": row["strategy"]}))
-        assert row["share_of_gemm"] * row["gemm_tflops"] == pytest.approx(rate * cost * registry()["emoji"].gflop / 1e3)
+        assert row["share_of_gemm"] * row["gemm_tflops"] == pytest.approx(
+            rate * cost * footprints()["emoji"].gflop / 1e3
+        )
         assert 0.1 < row["allocated_gib"] < 20
     text = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
     assert f"{1e3 / found['rows'][0]['images_per_second']:.4g}" in text
@@ -41,11 +45,11 @@ def test_the_numbers_follow_from_the_seconds(run, tmp_path: Path) -> None:
 
 def test_warm_up_is_not_measured() -> None:
     calls: list[int] = []
-    found = bench.timed(lambda: calls.append(len(calls)), CPU, warmup=2, repeats=3)
+    found = timed(lambda: calls.append(len(calls)), CPU, warmup=2, repeats=3)
     assert len(calls) == 5
     assert len(found.seconds) == 3
-    assert bench.Timing([3.0, 1.0, 2.0]).median == 2.0
-    assert bench.Timing([3.0, 1.0, 2.0]).spread == 1.0
+    assert Timing([3.0, 1.0, 2.0]).median == 2.0
+    assert Timing([3.0, 1.0, 2.0]).spread == 1.0
 
 
 def test_the_baseline_turns_off_each_switch_that_is_on() -> None:
@@ -140,7 +144,7 @@ def test_no_paper_row_stands_beside_a_cpu_or_another_model() -> None:
 )
 def test_a_measurement_is_whole_micro_batches(micro, fake, images, batch) -> None:
     config = make_config("cpu", {"micro_batch": micro, "fake_micro_batch": fake})
-    found = fit_batch(config, images)
+    found = bench.fit_batch(config, images)
     assert found.batch == batch
     assert found.rounds(1) * micro == batch
 
@@ -174,8 +178,8 @@ def test_a_random_model_is_a_whole_model_of_the_published_shape() -> None:
     """On the meta device: what bench builds for a GPU, without its gigabytes."""
     model = build_model("sd21-base", torch.device("meta"))
     assert model.latent_shape == (4, 64, 64)
-    assert sum(p.numel() for p in model.unet.parameters()) == 865_910_724
-    assert model.text_encoder.config.hidden_size == model.unet.config.cross_attention_dim == 1024
+    assert sum(p.numel() for p in model.network.parameters()) == 865_910_724
+    assert model.parts["text_encoder"].config.hidden_size == model.network.config.cross_attention_dim == 1024
     assert model.schedule.noise_to_data_ratio(torch.tensor([625]), torch.zeros(1)).item() == pytest.approx(
         2.5017, abs=1e-3
     )

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sidlsg import checkpoint
-from sidlsg.checkpoint import Checkpoints, Tensors
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.run_folder import RunFolder, read_metrics
+from sidlsg.runs import checkpoints
+from sidlsg.runs.checkpoints import Checkpoints, Tensors
+from sidlsg.runs.folder import RunFolder, read_metrics
 
 
 def tensors(seed: int) -> Tensors:
@@ -151,7 +151,7 @@ def test_when_all_are_damaged_the_run_does_not_start_anew_by_itself(saved: Check
 
 def full_disk(after: int):
     """``save_file`` on a disk that is full after so many files: the last one is cut short."""
-    written, save = [], checkpoint.save_file
+    written, save = [], checkpoints.save_file
 
     def save_file(group, file: Path) -> None:
         if len(written) == after:
@@ -166,7 +166,7 @@ def full_disk(after: int):
 @pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("images", [300, 400])
 def test_a_full_disk_leaves_the_older_checkpoints_as_they_were(saved, monkeypatch, after: int, images: int) -> None:
-    monkeypatch.setattr(checkpoint, "save_file", full_disk(after))
+    monkeypatch.setattr(checkpoints, "save_file", full_disk(after))
     with pytest.raises(SidlsgError, match=rf"No space left.*{saved.folder / '000000000300'} is intact.*same command"):
         saved.save(images, tensors(1), {})
     assert sorted(p.name for p in saved.folder.iterdir()) == ["000000000200", "000000000300"]
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_as_they_were(saved, monkeypatc
 
 
 def test_a_full_disk_at_the_first_checkpoint_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "save_file", full_disk(0))
+    monkeypatch.setattr(checkpoints, "save_file", full_disk(0))
     with pytest.raises(SidlsgError, match="free some space and run the same command again") as caught:
         Checkpoints(tmp_path).save(1, tensors(1), {})
     assert "intact" not in str(caught.value)

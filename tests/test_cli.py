@@ -13,7 +13,7 @@ import torch
 from conftest import one_line
 
 from sidlsg.config import preset_path
-from sidlsg.run_folder import RunFolder
+from sidlsg.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_an_unforeseen_error_asks_for_a_report_in_one_line(run, monkeypatch: pyt
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("first line\nsecond line")
 
-    monkeypatch.setattr("sidlsg.config.make_config", broken)
+    monkeypatch.setattr("sidlsg.training.launch.make_config", broken)
     code, _, err = run("distill", "--dry-run")
     assert (code, err) == (
         1,
@@ -174,7 +174,7 @@ def test_ctrl_c_outside_the_loop_is_one_line(run, monkeypatch: pytest.MonkeyPatc
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sidlsg.config.make_config", interrupted)
+    monkeypatch.setattr("sidlsg.training.launch.make_config", interrupted)
     code, _, err = run("distill", "--dry-run")
     one_line(err, "interrupted")
     assert code != 0
@@ -300,5 +300,6 @@ def test_help_of_every_command(run, command: str) -> None:
 
 
 def test_the_command_line_does_not_import_torch() -> None:
-    code = "import sidlsg.cli, sidlsg.config, sidlsg.plan, sidlsg.registry, sys; assert 'torch' not in sys.modules"
+    light = ("cli", "api", "config", "planning.plan", "teachers.registry", "evaluation.request", "evaluation.report")
+    code = f"import sys, {', '.join(f'sidlsg.{name}' for name in light)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from sidlsg.cli.sample import parse_seeds
 from sidlsg.config import (
     Config,
-    forward_equivalents,
     load_settings,
     make_config,
     parse_count,
     parse_kappa,
-    passes_per_image,
+    parse_settings,
     preset_names,
     preset_path,
 )
 from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.guidance import make_guidance
+from sidlsg.method.guidance import make_guidance
+from sidlsg.planning.cost import forward_equivalents, passes_per_image
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")
@@ -128,10 +128,21 @@ def test_bad_seeds_are_refused(text: str) -> None:
 
 def test_option_beats_preset_beats_default(preset) -> None:
     path = str(preset("lr: 1e-5\nimages: 2M\n"))
-    config = make_config(path, {"images": 640, "seed": None})
+    config = make_config(path, {"images": 640})
     assert (config.images, config.lr, config.seed) == (640, 1e-5, Config().seed)
     assert make_config(None, {}) == Config()
     assert make_config(path, {"ema": False}).ema is False  # an option that is false is given all the same
+
+
+def test_null_is_a_value(run) -> None:
+    """``--set NAME=null`` is what null in a preset is, not an option that was left out."""
+    options = parse_settings(["clip_value=null", "ema_ramp_up=null"])
+    config = make_config("h100-fp16", options)
+    assert (config.clip_value, config.ema_ramp_up) == (None, None)
+    assert make_config("h100-bf16", parse_settings(["fake_micro_batch=null"])).fake_micro_batch is None
+    code, shown, _ = run("distill", "--preset", "h100-fp16", "--set", "clip_value=null", "--dry-run")
+    assert code == 0
+    assert "clip_value: null" in shown
 
 
 def test_a_strategy_option_without_kappa_drops_the_presets_kappa(preset) -> None:

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from sidlsg.cli import app
 from sidlsg.config import make_config
 from sidlsg.data import ASSETS
-from sidlsg.models import Model, load_model
 from sidlsg.prompts import PromptFile
-from sidlsg.sampler import one_step
+from sidlsg.sampling.draw import one_step
+from sidlsg.teachers.loading import Model, load_model
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_shipped_student_is_the_default_run(student: Model) -> None:
     assert student.student["prompts_sha256"] == PromptFile(ASSETS / "emoji-prompts.txt").sha256
     teacher = load_model("emoji", CPU)
     for part in ("vae", "text_encoder"):
-        for p, q in zip(getattr(teacher, part).parameters(), getattr(student, part).parameters(), strict=True):
+        for p, q in zip(teacher.parts[part].parameters(), student.parts[part].parameters(), strict=True):
             assert torch.equal(p, q)
 
 

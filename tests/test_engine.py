@@ -16,11 +16,11 @@ from test_trainer import config_for, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.config import make_config
-from sidlsg.distill import train_iteration, update_generator
-from sidlsg.ema import Ema
 from sidlsg.errors import UsageError
-from sidlsg.models import configure_unet, halve_weights
-from sidlsg.optim import FullAdam, LeanAdam
+from sidlsg.method.algorithm import Batch, train_iteration, update_generator
+from sidlsg.method.ema import Ema
+from sidlsg.method.optim import FullAdam, LeanAdam
+from sidlsg.training.engine import configure_network, halve_weights
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def run(teacher: Path, out: Path, prompts: Path, **changes: Any) -> dict[str, to
     """psi, theta, their second moments and the average after a run of 48 images."""
     subject = trainer(config_for(teacher, **changes), out, prompts)
     subject.run()
-    return {f"{group}.{name}": x.clone() for group, part in subject._groups().items() for name, x in part.items()}
+    return {f"{group}.{name}": x.clone() for group, part in subject.engine.state().items() for name, x in part.items()}
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,8 @@ def test_one_network_at_a_time_leaves_out_a_non_finite_sample_too() -> None:
         if poison:
             batch.eps[2] = float("nan")
         else:
-            batch.z, batch.c, batch.t, batch.eps = (
-                x[[0, 1, 3, 4, 5, 6, 7]] for x in (batch.z, batch.c, batch.t, batch.eps)
-            )
+            kept = [0, 1, 3, 4, 5, 6, 7]
+            batch = Batch(batch.z[kept], batch.c.rows(kept), batch.t[kept], batch.eps[kept])
         results.append(capture_gradient(setup, batch, 1))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
@@ -186,7 +185,7 @@ def test_an_iteration_never_waits_for_the_device(two_stage, clip_value) -> None:
         train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(2), draws(3)), (4, 4))
         ema.update(0.9)
     with pytest.raises(AssertionError, match="waits"), NoHostReads():
-        setup.empty.sum().item()
+        setup.empty["text"].sum().item()
 
 
 def test_a_half_teacher_is_the_same_teacher_under_autocast() -> None:
@@ -198,7 +197,7 @@ def test_a_half_teacher_is_the_same_teacher_under_autocast() -> None:
     outputs = []
     for unet in (full, half):
         setup = Setup(autocast=torch.bfloat16, dtype=torch.float32)
-        setup.nets.teacher.unet = unet.requires_grad_(False)
+        setup.nets.teacher.network = unet.requires_grad_(False)
         batch = draws(1, dtype=torch.float32)
         x = batch.z.clone().requires_grad_()
         out = setup.nets.teacher(x, batch.t, batch.c)
@@ -270,7 +269,7 @@ def test_fused_and_plain_attention_have_the_same_gradient() -> None:
     found = []
     for attention in ("sdpa", "eager"):
         unet = tiny_unet()
-        configure_unet(unet, make_config("cpu", {"attention": attention}), CPU)
+        configure_network(unet, make_config("cpu", {"attention": attention}))
         out = unet(x, torch.tensor([5, 900]), c).sample
         found.append((out, *torch.autograd.grad(out.square().sum(), x)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)

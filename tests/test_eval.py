@@ -13,14 +13,13 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from sidlsg import evaluate
 from sidlsg.distributed import Processes
-from sidlsg.metrics import report, weights
-from sidlsg.metrics.reference import BENCH
-from sidlsg.models import load_model
-from sidlsg.run_folder import read_metrics
-from sidlsg.track import due
-from sidlsg.trainer import Trainer
+from sidlsg.evaluation import captions, generation, report, scoring, weights
+from sidlsg.evaluation.reference import BENCH
+from sidlsg.runs.folder import read_metrics
+from sidlsg.teachers.loading import load_model
+from sidlsg.training.tracking import due
+from sidlsg.training.trainer import Trainer
 
 FEW = ["--limit", "24", "--device", "cpu"]
 
@@ -71,8 +70,8 @@ def test_the_shipped_student_is_scored_and_what_is_there_is_not_drawn_again(run,
 
 
 def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sidlsg.metrics import chunks
-    from sidlsg.metrics.scorer import Scorer
+    from sidlsg.evaluation import chunks
+    from sidlsg.evaluation.scorer import Scorer
 
     monkeypatch.setattr(chunks, "CHUNK", 10)
     encode, sizes = Scorer.encode, []
@@ -108,24 +107,24 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
 
 def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path) -> None:
     model = load_model(str(tiny_teacher), torch.device("cpu"))
-    jobs = evaluate.caption_jobs([f"prompt {i}" for i in range(7)])
+    jobs = generation.caption_jobs([f"prompt {i}" for i in range(7)])
     options = {"batch": 2, "steps": 2, "guidance": 1.5}
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert evaluate.generate(model, jobs, alone, Processes(), **options) == 7
+    assert generation.generate(model, jobs, alone, Processes(), **options) == 7
     drawn = []
     for rank in range(3):
-        todo = evaluate.missing(jobs, tmp_path / "none")[rank::3]
+        todo = generation.missing(jobs, tmp_path / "none")[rank::3]
         part = tmp_path / f"part{rank}"
-        drawn.append(evaluate.generate(model, todo, part, Processes(), **options))
+        drawn.append(generation.generate(model, todo, part, Processes(), **options))
         shutil.copytree(part, shared, dirs_exist_ok=True)
         # What one process would take of everything is exactly this share.
-        assert evaluate.generate(model, jobs, tmp_path / f"rank{rank}", Processes(rank, 3), **options) == len(todo)
+        assert generation.generate(model, jobs, tmp_path / f"rank{rank}", Processes(rank, 3), **options) == len(todo)
         names = {p.name for p in (tmp_path / f"rank{rank}").glob("*.png")}
         assert names == {p.name for p in part.glob("*.png")}
     assert drawn == [3, 2, 2]
     for job in jobs:
         assert (shared / job.path).read_bytes() == (alone / job.path).read_bytes()
-    assert evaluate.missing(jobs, shared) == []
+    assert generation.missing(jobs, shared) == []
 
 
 def test_pictures_made_with_other_settings_are_not_mixed(run, tmp_path: Path) -> None:
@@ -186,16 +185,16 @@ def test_jpeg_pictures_and_small_numbers_are_warned_about(run, tmp_path: Path) -
 
 @pytest.mark.parametrize(("count", "warned"), [(127, True), (128, False)])
 def test_fewer_pictures_than_features_are_called_rank_deficient(tmp_path: Path, count: int, warned: bool) -> None:
-    from sidlsg.metrics.pictures import find_pictures
-    from sidlsg.metrics.protocol import get_protocol
-    from sidlsg.metrics.scorer import Scorer
+    from sidlsg.evaluation.pictures import find_pictures
+    from sidlsg.evaluation.protocol import get_protocol
+    from sidlsg.evaluation.scorer import Scorer
 
     scorer = Scorer(get_protocol("embedded"), torch.device("cpu"), ("fid",))
     fake = find_pictures(folder_of(tmp_path / "fake", count))
     reference = scorer.reference(torch.randn(200, 128, generator=torch.Generator().manual_seed(0)), "test")
     said: list[str] = []
     options = {"bar": lambda name, total: lambda n: None, "warn": said.append, "stage": lambda text: None}
-    scores = evaluate.score_pictures(scorer, fake, None, reference, tmp_path / "work", **options)
+    scores = scoring.score_pictures(scorer, fake, None, reference, tmp_path / "work", **options)
     assert "fd" in scores
     assert any("rank-deficient" in text for text in said) == warned
 
@@ -264,6 +263,7 @@ def captions30k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = dict(weights.weight_files())
     rows["coco30k"] = replace(rows["coco30k"], sha256=None)
     monkeypatch.setattr(weights, "weight_files", lambda: rows)
+    monkeypatch.setattr(captions, "weight_files", lambda: rows)
     return path
 
 

@@ -21,13 +21,21 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torchvision.transforms import functional as tvf
 
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.metrics import hps
-from sidlsg.metrics.distance import Moments, frechet_distance, moments, precision_recall, retrieval
-from sidlsg.metrics.networks import BICUBIC, TRUNCATED, Clip, feature_extractor, load_clip, load_judge, resize_bicubic
-from sidlsg.metrics.pictures import centre_square, find_pictures, load_rgb, load_sheet, pairs, to_protocol
-from sidlsg.metrics.protocol import get_protocol, protocols
-from sidlsg.metrics.reference import BENCH, load_reference
-from sidlsg.metrics.scorer import Pictures, Scorer
+from sidlsg.evaluation import hps
+from sidlsg.evaluation.distance import Moments, frechet_distance, moments, precision_recall, retrieval
+from sidlsg.evaluation.networks import (
+    BICUBIC,
+    TRUNCATED,
+    Clip,
+    feature_extractor,
+    load_clip,
+    load_judge,
+    resize_bicubic,
+)
+from sidlsg.evaluation.pictures import centre_square, find_pictures, load_rgb, load_sheet, pairs, to_protocol
+from sidlsg.evaluation.protocol import get_protocol, protocols
+from sidlsg.evaluation.reference import BENCH, load_reference
+from sidlsg.evaluation.scorer import Pictures, Scorer
 
 CPU = torch.device("cpu")
 GIGAGAN, SID, EMBEDDED = (get_protocol(name) for name in ("gigagan", "sid-lsg", "embedded"))

@@ -10,24 +10,17 @@ import pytest
 import torch
 from conftest import one_line
 
-from sidlsg import memory
-from sidlsg.architectures import build_model, build_unet, clip_tokenizer
-from sidlsg.config import (
-    FULL_BACKWARD,
-    INPUT_BACKWARD,
-    Config,
-    forward_equivalents,
-    make_config,
-    preset_names,
-    preset_path,
-)
-from sidlsg.flops import count
-from sidlsg.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
-from sidlsg.plan import sizes
-from sidlsg.registry import locate, registry
+from sidlsg.config import Config, make_config, preset_names, preset_path
+from sidlsg.devices import DTYPES
+from sidlsg.planning import memory
+from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
+from sidlsg.planning.counting import count, footprint, size
+from sidlsg.planning.footprint import footprints
+from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
+from sidlsg.teachers.architectures import build_model, build_network, clip_tokenizer, family_of_architecture
 
-SD15, GFLOP, _ = sizes(locate("sd15"))
-assert SD15 is not None
+SD15 = footprints()["sd15"]
+GFLOP = SD15.gflop
 
 # Table 4, "max memory in GB allocated" (the log divides by 2^30): long, short, simplest LSG, LSG. xFormers and FlashAttention
 # never write a softmax out; LSG ran without EMA on the RTX cards.
@@ -122,120 +115,42 @@ def test_alive_passes_are_those_of_the_paper() -> None:
     assert memory.alive_passes(Config(strategy="lsg", two_stage=True)) == ((2, 0), (1, 2))
 
 
-class FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps for its backward pass: queries, keys, values and the output, no softmax."""
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
-
-
-class Count:
-    """Bytes of what is saved for a backward pass, each storage once, weights left out."""
-
-    def __init__(self, unet: torch.nn.Module) -> None:
-        self.sizes = {p.untyped_storage()._cdata: 0 for p in unet.parameters()}
-        self.alive: list[torch.Tensor] = []  # so that no storage's number is given twice
-
-    def note(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        self.sizes.setdefault(storage._cdata, storage.nbytes())
-        self.alive.append(tensor)
-        return tensor
-
-    @property
-    def gib(self) -> float:
-        return sum(self.sizes.values()) / 2**30
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
+def test_footprints_are_counts_of_the_published_architectures(name: str) -> None:
+    """Parameters, operations and saved tensors of one sample, on the meta device at real shape."""
+    model, known = build_model(name, torch.device("meta")), footprints()[name]
+    encoders = sum(size(part) for key, part in model.parts.items() if key.startswith("text_encoder"))
+    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), model.family, encoders, size(model.vae))
+    assert (found.network, found.text_encoder, found.vae) == (known.network, known.text_encoder, known.vae)
+    assert found.gflop == pytest.approx(known.gflop, rel=1e-3)
+    assert found.softmax == pytest.approx(known.softmax, rel=1e-3)
+    for precision in DTYPES:
+        assert vars(found.saved[precision]) == pytest.approx(vars(known.saved[precision]), abs=1e-3)
+    cost = count(build_network(name, "meta"), model.family)
+    assert cost.backward / cost.forward == pytest.approx(FULL_BACKWARD, abs=0.01)
+    assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.05)
 
 
-def as_cuda_autocasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's rules for what a UNet calls: convolutions and matrix products in bf16, normalisations in fp32."""
-    functional = torch.nn.functional
-    for name, dtype in (
-        ("conv2d", torch.bfloat16),
-        ("linear", torch.bfloat16),
-        ("group_norm", None),
-        ("layer_norm", None),
-    ):
-        plain = getattr(functional, name)
-        target = dtype or torch.float32
-        monkeypatch.setattr(functional, name, lambda x, *a, _f=plain, _t=target, **k: _f(x.to(_t), *a, **k))
-
-
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_the_constants_of_activations_are_counts_of_saved_tensors(precision, trained, monkeypatch) -> None:
-    """SD1.5's UNet, one sample at 64x64 latents, on the meta device; under checkpointing also what its largest block saves."""
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **_: FusedAttention.apply(q, k, v)
+def test_the_emoji_teacher_is_counted_with_its_own_tokens() -> None:
+    cost, known = (
+        count(build_network("emoji", "meta"), family_of_architecture("emoji"), tokens=16),
+        footprints()["emoji"],
     )
-    if precision == "bf16":
-        as_cuda_autocasts(monkeypatch)
-    outside = torch.float32 if precision != "fp16" else torch.float16  # of latents and embeddings
-    weights = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-
-    def run(checkpointed: bool) -> tuple[float, float]:
-        unet = build_unet("sd15", "meta", weights).requires_grad_(trained)
-        if precision == "bf16":
-            for module in unet.modules():
-                if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
-                    module.float()
-        count, blocks = Count(unet), [0.0]
-
-        def inside(block, *inputs):
-            """In place of torch.utils.checkpoint: keeps the inputs, counts what would be computed again."""
-            again = Count(unet)
-            with torch.autograd.graph.saved_tensors_hooks(again.note, lambda tensor: tensor):
-                out = block(*inputs)
-            blocks.append(again.gib)
-            count.alive += again.alive
-            for tensor in inputs:
-                if isinstance(tensor, torch.Tensor):
-                    count.note(tensor)
-            return out
-
-        if checkpointed:
-            unet.enable_gradient_checkpointing()
-            for module in unet.modules():
-                if hasattr(module, "gradient_checkpointing"):
-                    module._gradient_checkpointing_func = inside
-            unet.train()
-        x = torch.empty(1, 4, 64, 64, device="meta", dtype=outside, requires_grad=not trained)
-        c = torch.empty(1, 77, 768, device="meta", dtype=outside)
-        with torch.autograd.graph.saved_tensors_hooks(count.note, lambda tensor: tensor):
-            unet(x, torch.zeros(1, dtype=torch.int64, device="meta"), c)
-        return count.gib, max(blocks)
-
-    constants = memory.SAVED[precision]
-    assert run(False)[0] == pytest.approx(constants.trained if trained else constants.frozen, abs=1e-3)
-    kept, largest = run(True)
-    assert kept == pytest.approx(constants.checkpointed, abs=1e-3)
-    assert largest == pytest.approx(constants.block, abs=1e-3) if trained else largest < constants.block
+    assert cost.parameters == known.network
+    assert cost.forward / 1e9 == pytest.approx(known.gflop, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("sd15", 77), ("sd21-base", 77), ("emoji", 16)])
-def test_counts_of_the_registry_are_those_of_the_architecture(name: str, tokens: int) -> None:
-    cost, entry = count(build_unet(name, "meta"), tokens), registry()[name]
-    assert cost.parameters == entry.parameters
-    assert cost.forward / 1e9 == pytest.approx(entry.gflop, rel=1e-3)
-    if name != "emoji":
-        model = build_model(name, torch.device("meta"))
-        assert sum(p.numel() for p in model.text_encoder.parameters()) == entry.text_encoder
-        assert sum(p.numel() for p in model.vae.parameters()) == entry.vae
-        assert cost.backward / cost.forward == pytest.approx(FULL_BACKWARD, abs=0.01)
-        assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.01)
+def test_unfused_attention_writes_out_a_softmax_for_each_head() -> None:
+    """SD1.5: five layers of 8 heads at each of 64x64, 32x32 and 16x16 tokens and one at 8x8, two bytes a number."""
+    elements = 8 * (5 * 4096**2 + 5 * 1024**2 + 5 * 256**2 + 64**2)
+    assert SD15.softmax == pytest.approx(2 * elements / 2**30, rel=1e-4)
 
 
 def test_the_published_sizes() -> None:
-    assert registry()["sd15"].parameters == 859_520_964  # 859.52 M
-    assert registry()["sd21-base"].parameters == 865_910_724  # 865.91 M
-    assert round(registry()["sd15"].gflop) == 803
+    assert footprints()["sd15"].network == 859_520_964  # 859.52 M
+    assert footprints()["sd21-base"].network == 865_910_724  # 865.91 M
+    assert footprints()["sdxl"].network == 2_567_463_684
+    assert round(footprints()["sd15"].gflop) == 803
 
 
 def test_the_tokenizer_of_random_models_is_clips() -> None:
@@ -328,9 +243,7 @@ def test_the_dry_run_shows_memory_time_and_what_would_make_it_fit(run) -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(run, tmp_path: Path, monkeypatch) -> None:
-    from sidlsg.cli import distill
-
-    monkeypatch.setattr(distill, "plan_gpu", lambda config, dry_run: get_gpu("4090"))
+    monkeypatch.setattr("sidlsg.training.launch.plan_gpu", lambda config, dry_run: get_gpu("4090"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n", encoding="utf-8")
     command = ["distill", "--preset", "h100-fp32", "--teacher", "sd15", "--prompts", prompts, "--device", "cpu"]

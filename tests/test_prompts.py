@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.prompts import PromptFile
-from sidlsg.registry import PROMPT_REPOSITORY, locate, prompt_path, registry
+from sidlsg.teachers.prompt_lists import PROMPT_REPOSITORY, prompt_path
+from sidlsg.teachers.registry import locate, registry
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")

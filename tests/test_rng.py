@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidlsg.rng import FAKE_SCORE, GENERATOR, GRID, PREFLIGHT, Draws, PromptOrder, draw
+from sidlsg.method.draws import FAKE_SCORE, GENERATOR, PREFLIGHT, Draws, PromptOrder, draw
+from sidlsg.method.times import UniformTimes
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")
@@ -17,7 +18,7 @@ SHAPE = (4, 2, 3)
 
 
 def some(first: int = 0, count: int = 8, seed: int = 0, update: int = FAKE_SCORE, shape=SHAPE, t=(20, 979)) -> Draws:
-    return draw(seed, update, first, count, shape, *t)
+    return draw(seed, update, first, count, shape, UniformTimes(*t))
 
 
 def same(a: Draws, b: Draws) -> bool:
@@ -46,9 +47,9 @@ def test_shapes_and_types() -> None:
 
 
 def test_every_seed_update_and_sample_has_its_own_noise() -> None:
-    runs = [some(seed=s, update=u) for s in (0, 1, 2**63 - 1) for u in (FAKE_SCORE, GENERATOR, GRID, PREFLIGHT)]
+    runs = [some(seed=s, update=u) for s in (0, 1, 2**63 - 1) for u in (FAKE_SCORE, GENERATOR, PREFLIGHT)]
     noise = torch.cat([x for run in runs for x in (run.z, run.eps)])
-    assert len(noise.flatten(1).unique(dim=0)) == len(noise) == 3 * 4 * 2 * 8
+    assert len(noise.flatten(1).unique(dim=0)) == len(noise) == 3 * 3 * 2 * 8
 
 
 def test_t_covers_exactly_its_range_evenly() -> None:

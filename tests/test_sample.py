@@ -13,10 +13,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sidlsg import cli
-from sidlsg.models import load_model
-from sidlsg.run_folder import RunFolder
-from sidlsg.sampler import one_step
-from sidlsg.student import student_of_checkpoint
+from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.opening import student_of_checkpoint
+from sidlsg.sampling.draw import one_step
+from sidlsg.teachers.loading import load_model
 
 CPU = torch.device("cpu")
 
@@ -155,8 +155,8 @@ def test_an_unfinished_run_can_be_sampled_and_gives_the_students_picture(sample,
     assert np.abs(pixels(path) - pixels(finished)).max() <= 2  # the student is kept in half precision
     model = student_of_checkpoint(RunFolder(unfinished), CPU, torch.float32)
     assert (model.student["t_init"], model.student["images_seen"]) == (625, 32)
-    student = load_model(str(run_folder / "student"), CPU).unet.state_dict()  # the average
-    assert all((student[name] - p).abs().max() < 5e-4 for name, p in model.unet.state_dict().items())
+    student = load_model(str(run_folder / "student"), CPU).network.state_dict()  # the average
+    assert all((student[name] - p).abs().max() < 5e-4 for name, p in model.network.state_dict().items())
 
 
 def test_a_teacher_is_sampled_in_many_steps_with_guidance(sample, tiny_teacher: Path) -> None:

@@ -17,12 +17,13 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from sidlsg import rng
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.method import draws
+from sidlsg.method.condition import Condition
 from sidlsg.prompts import PromptFile
-from sidlsg.run_folder import RunFolder, read_metrics
-from sidlsg.trainer import Trainer
+from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.training.trainer import Trainer
 
 
 def config_for(teacher: Path, **changes: Any) -> Config:
@@ -178,23 +179,23 @@ def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(unbroken, 
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher, drop_prompt=0.5), tmp_path / "run", prompts)
     used: list[list[str]] = []
-    encode = subject.encode
+    encode = subject.engine.encode
 
-    def spy(texts: list[str]) -> torch.Tensor:
+    def spy(texts: list[str]) -> Condition:
         used.append(list(texts))
         return encode(texts)
 
     spy.empty = encode.empty  # type: ignore[attr-defined]
-    subject.encode = spy  # type: ignore[assignment]
+    subject.engine.encode = spy  # type: ignore[assignment]
     lines = PromptFile(prompts)
-    stream = [lines[i] for i in rng.PromptOrder(len(lines), 0)(0, 32)]
+    stream = [lines[i] for i in draws.PromptOrder(len(lines), 0)(0, 32)]
     dropped = 0
     for start in (0, 16):
-        psi = subject._draw(rng.FAKE_SCORE, subject.config.drops_prompts)
-        theta = subject._draw(rng.GENERATOR, drop=False)
+        psi = subject.draw(draws.FAKE_SCORE)
+        theta = subject.draw(draws.GENERATOR)
         assert used[-2] + used[-1] == stream[start : start + 16]
-        dropped += sum(torch.equal(c, encode.empty[0]) for c in psi.c)
-        assert not any(torch.equal(c, encode.empty[0]) for c in theta.c)
+        dropped += sum(torch.equal(c, encode.empty["text"][0]) for c in psi.c["text"])
+        assert not any(torch.equal(c, encode.empty["text"][0]) for c in theta.c["text"])
         subject.images_seen += 8
     assert 3 <= dropped <= 13
     assert Config(drop_when="guided", kappa=(1, 1, 1, 3)).drops_prompts is False
@@ -206,7 +207,7 @@ def test_preflight_refuses_networks_that_are_not_copies(unbroken, tiny_teacher, 
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
     with torch.no_grad():
-        next(subject.fake.parameters()).mul_(1.01)
+        next(subject.engine.fake.parameters()).mul_(1.01)
     with pytest.raises(SidlsgError, match="pre-flight: with ψ = φ"):
         subject.run()
 
@@ -222,7 +223,7 @@ def test_preflight_refuses_an_attention_whose_gradient_is_wrong(unbroken, tiny_t
 
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
-    for unet in (subject.teacher.unet, subject.fake, subject.generator):
+    for unet in (subject.engine.teacher.network, subject.engine.fake, subject.engine.generator):
         unet.set_attn_processor(Broken())
     with pytest.raises(SidlsgError, match="gradient through attention"):
         subject.run()
@@ -251,12 +252,14 @@ def test_other_precisions_train(precision: str, tiny_teacher, tmp_path, prompt_f
     subject = trainer(config_for(tiny_teacher, precision=precision, images=16, **extra), tmp_path / "run", prompt_file)
     subject.run()
     dtype = torch.float16 if half else torch.float32
-    assert {p.dtype for p in subject.fake.parameters()} == {p.dtype for p in subject.generator.parameters()} == {dtype}
-    assert subject.ema is not None
-    assert {a.dtype for a in subject.ema.average.values()} == {torch.float32}
-    assert all(p.isfinite().all() for p in subject.generator.parameters())
+    engine = subject.engine
+    assert {p.dtype for p in engine.fake.parameters()} == {p.dtype for p in engine.generator.parameters()} == {dtype}
+    assert engine.ema is not None
+    assert {a.dtype for a in engine.ema.average.values()} == {torch.float32}
+    assert all(p.isfinite().all() for p in engine.generator.parameters())
     start = trainer(config_for(tiny_teacher, precision=precision, images=16, **extra), tmp_path / "new", prompt_file)
     moved = [
-        not torch.equal(a, b) for a, b in zip(subject.generator.parameters(), start.generator.parameters(), strict=True)
+        not torch.equal(a, b)
+        for a, b in zip(engine.generator.parameters(), start.engine.generator.parameters(), strict=True)
     ]
     assert sum(moved) > 0.8 * len(moved)

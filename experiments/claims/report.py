@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sidlsg.config import make_config
-from sidlsg.metrics.pictures import load_sheet
-from sidlsg.metrics.protocol import get_protocol
-from sidlsg.metrics.reference import BENCH
-from sidlsg.metrics.scorer import Scorer
-from sidlsg.run_folder import read_metrics
+from sidlsg.evaluation.pictures import load_sheet
+from sidlsg.evaluation.protocol import get_protocol
+from sidlsg.evaluation.reference import BENCH
+from sidlsg.evaluation.scorer import Scorer
+from sidlsg.runs.folder import read_metrics
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from sidlsg.data import ASSETS
-from sidlsg.models import load_model
 from sidlsg.prompts import PromptFile
-from sidlsg.sampler import make_grid, sample, to_pil
+from sidlsg.sampling.draw import make_grid, sample, to_pil
+from sidlsg.teachers.loading import load_model
 
 OUT = Path("docs/images")
 SCALES = (1.0, 1.5, 3.0, 7.5)

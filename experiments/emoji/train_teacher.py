@@ -22,7 +22,7 @@ from fetch_art import SETS, STYLE_HINT
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sidlsg.student import save_folder
+from sidlsg.teachers.student import save_folder
 
 TOKENS = 16  # the longest caption with its style takes 15, <|startoftext|> and <|endoftext|> included
 WIDTH = 128  # of the text encoder, and so of the cross-attention

@@ -16,13 +16,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from naive import NaiveAlgorithm1
+from sidlsg.benchmark.measure import draw_batch, gemm_tflops
 
 from sidlsg import rng
-from sidlsg.bench import draw_batch, gemm_tflops
 from sidlsg.config import forward_equivalents, make_config
-from sidlsg.engine import Engine
-from sidlsg.models import load_model
-from sidlsg.registry import registry
+from sidlsg.teachers.loading import load_model
+from sidlsg.teachers.registry import registry
+from sidlsg.training.engine import Engine
 
 CPU = torch.device("cpu")
 

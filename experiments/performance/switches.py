@@ -12,11 +12,12 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from sidlsg.architectures import build_model
-from sidlsg.bench import device_facts, measure
+from sidlsg.benchmark.measure import device_facts, measure
+
 from sidlsg.config import Config, make_config
-from sidlsg.models import pick_device
-from sidlsg.registry import registry
+from sidlsg.teachers.architectures import build_model
+from sidlsg.teachers.loading import pick_device
+from sidlsg.teachers.registry import registry
 
 FLIPPED = (
     {"channels_last": False},

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from sidlsg import __version__
 from sidlsg.cli import bench, distill, eval, models, presets, sample
 from sidlsg.errors import SidlsgError
+from sidlsg.version import __version__
 
 app = typer.Typer(
     name="sidlsg",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[sample ...]")
 
-ARCH_HELP = "sd15 or sd21-base (random weights at the real size), or emoji."
+ARCH_HELP = "sd15, sd21-base or sdxl (random weights at the real size), or emoji."
 
 
 @app.callback()
@@ -45,50 +45,25 @@ def bench(
         return
     from rich.console import Console
 
-    from sidlsg import bench as measuring
-    from sidlsg.architectures import build_model, known
-    from sidlsg.bench_report import write_bench
-    from sidlsg.config import make_config, parse_settings
-    from sidlsg.errors import UsageError, nearest
-    from sidlsg.guidance import STRATEGIES
-    from sidlsg.models import pick_device
-    from sidlsg.registry import registry
+    from sidlsg.benchmark.distillation import run
+    from sidlsg.config import parse_settings
+    from sidlsg.devices import pick_device
 
-    console = Console()
-    where = pick_device(device)
-    arch = arch or ("sd15" if where.type == "cuda" else "emoji")
-    if arch not in known():
-        raise UsageError(f'unknown architecture "{arch}"{nearest(arch, known())}')
-    gflop = registry()[arch].gflop
-    assert gflop is not None
-    chosen = []
-    kinds: list[str | None] = list(precision) if precision else [None]
-    for name in preset or [default_preset(where)]:
-        for kind in kinds:
-            for plan in strategy or list(STRATEGIES):
-                options: dict[str, Any] = {
-                    "strategy": plan,
-                    "precision": kind,
-                    "micro_batch": micro_batch,
-                    "device": str(where),
-                }
-                if kind not in (None, "bf16"):
-                    options["half_teacher"] = False
-                options |= parse_settings(setting or [])
-                config = make_config(name, options)
-                chosen.append((name, fit_batch(config, images or default_images(config))))
-    rows: list[dict[str, Any]] = []
-    facts = measuring.device_facts(where) | {"arch": arch}
-    for name, config in chosen:
-        cases = measuring.without_each_switch(config) if baseline else [("", config)]
-        for label, case in cases:
-            title = f"{case.strategy_name}, {label}" if label else case.strategy_name
-            row = measuring.measure(title, case, lambda dtype: build_model(arch, where, dtype), where, gflop, repeats)
-            rows.append({"preset": name} | row.as_dict())
-            rate = f"{row.images_per_second:.3g} images/s" if row.images_per_second else row.error
-            console.print(f"{name}, {title}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
-            write_bench(None, out, facts, rows, command_line())  # an interruption keeps what was measured
-    write_bench(console, out, facts, rows, command_line())
+    options = {"micro_batch": micro_batch} if micro_batch is not None else {}
+    rows = run(
+        pick_device(device),
+        arch,
+        preset or (),
+        strategy or (),
+        precision or (),
+        options | {"device": str(pick_device(device))} | parse_settings(setting or []),
+        images=images,
+        repeats=repeats,
+        baseline=baseline,
+        out=out,
+        command=command_line(),
+        console=Console(),
+    )
     if all(row["error"] for row in rows):
         raise typer.Exit(1)
 
@@ -106,26 +81,22 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="Folder for bench-sample.json and bench-sample.md.")] = None,
 ) -> None:
     """Measure one-step sampling, its parts (UNet, VAE, text encoder, PNG files), and the stock diffusers pipeline."""
-    import tempfile
-
     from rich.console import Console
 
-    from sidlsg import bench as measuring
-    from sidlsg.architectures import build_model
-    from sidlsg.bench_report import write_bench_sample
-    from sidlsg.errors import UsageError
-    from sidlsg.models import DTYPES, pick_device
+    from sidlsg.benchmark.sampling import run
+    from sidlsg.devices import pick_device
 
-    where = pick_device(device)
-    arch = arch or ("sd15" if where.type == "cuda" else "emoji")
-    precision = precision or ("fp16" if where.type == "cuda" else "fp32")
-    if precision not in DTYPES:
-        raise UsageError(f'precision is "{precision}"; use fp32, bf16 or fp16')
-    model = build_model(arch, where, DTYPES[precision])
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measuring.measure_sampling(model, where, batch, images, Path(folder), repeats)
-    facts = measuring.device_facts(where) | {"arch": arch, "precision": precision, "batch": batch}
-    write_bench_sample(Console(), out, facts, [row.as_dict() for row in rows], command_line())
+    run(
+        pick_device(device),
+        arch,
+        precision,
+        batch=batch,
+        images=images,
+        repeats=repeats,
+        out=out,
+        command=command_line(),
+        console=Console(),
+    )
 
 
 def command_line() -> str:
@@ -133,28 +104,3 @@ def command_line() -> str:
     import sys
 
     return " ".join(["sidlsg", *sys.argv[1:]])
-
-
-def default_preset(device: Any) -> str:
-    """On a CPU `cpu`; on a GPU the bf16 preset that the memory allows."""
-    if device.type != "cuda":
-        return "cpu"
-    import torch
-
-    from sidlsg.gpus import preset_for
-
-    return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30)
-
-
-def default_images(config: Any) -> int:
-    """Two rounds of the larger micro-batch, or a whole iteration where that is less."""
-    return min(config.batch, 2 * max(config.micro_batches))
-
-
-def fit_batch(config: Any, images: int) -> Any:
-    """The configuration with one iteration of about ``images`` images, a multiple of both micro-batches, in one process."""
-    import math
-    from dataclasses import replace
-
-    step = math.lcm(*config.micro_batches)
-    return replace(config, batch=max(step, images // step * step), processes=1)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from sidlsg.config import Config
-    from sidlsg.gpus import Gpu
-
-DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
 
 def distill(
@@ -74,109 +68,38 @@ def distill(
     from rich.console import Console
 
     from sidlsg import distributed
-    from sidlsg.config import make_config, parse_count, parse_kappa, parse_settings
-    from sidlsg.data import cache_folder
-    from sidlsg.errors import UsageError
-    from sidlsg.plan import misfit, plan
-    from sidlsg.prompts import PromptFile
-    from sidlsg.registry import locate, prompt_path
-    from sidlsg.run_folder import RunFolder, default_name
+    from sidlsg.config import parse_count, parse_kappa, parse_settings
+    from sidlsg.training.launch import launch, prepare
 
-    console = Console()
-    if preset is None:
-        preset = DEFAULT_PRESET if teacher in (None, DEFAULT_TEACHER) else preset_here(teacher)
-    options = parse_settings(setting or []) | {
-        name: value
-        for name, value in {
-            "teacher": teacher,
-            "prompts": prompts,
-            "strategy": strategy,
-            "kappa": None if kappa is None else parse_kappa(kappa),
-            "images": None if images is None else parse_count(images),
-            "batch": None if batch is None else parse_count(batch, "batch"),
-            "micro_batch": micro_batch,
-            "lr": lr,
-            "precision": precision,
-            "ema": ema,
-            "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
-            "seed": seed,
-            "device": device,
-            "gpu": gpu,
-        }.items()
-        if value is not None
+    options = {
+        "teacher": teacher,
+        "prompts": prompts,
+        "strategy": strategy,
+        "kappa": None if kappa is None else parse_kappa(kappa),
+        "images": None if images is None else parse_count(images),
+        "batch": None if batch is None else parse_count(batch, "batch"),
+        "micro_batch": micro_batch,
+        "lr": lr,
+        "precision": precision,
+        "ema": ema,
+        "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
+        "seed": seed,
+        "device": device,
+        "gpu": gpu,
     }
-    config = make_config(preset, options)
-    place = locate(config.teacher)
-    folder = RunFolder(out or Path("runs") / default_name(config, preset))
-    processes = distributed.launched()
-    path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
-    lines = None if to_download else PromptFile(path)
-    if processes.main:
-        listed = f"{config.prompts} (to be downloaded to {path})" if lines is None else repr(lines)
-        world = processes.world if processes.by_torchrun or not dry_run else config.processes
-        planned = plan_gpu(config, dry_run)
-        console.print(plan(config, preset, folder.path, place, listed, world, planned), highlight=False)
-        problem = planned and misfit(config, place, planned)
-        if problem and dry_run:
-            console.print(f"[yellow]does not fit:[/] {problem}", highlight=False, soft_wrap=True)
-        elif problem and not force:
-            raise UsageError(problem)
-    if dry_run or lines is None:
-        return
-    after = f'{folder.student}\nsidlsg sample --model {folder.path} "..."'
-    if folder.complete(config):
-        console.print(f"this run is complete: {after}", highlight=False, markup=False, soft_wrap=True)
-        return
-
-    from sidlsg.trainer import Trainer
-
-    grid_file = config.grid_prompts or (place.entry and place.entry.grid_prompts)
-    grid = (PromptFile(grid_file) if grid_file else lines)[: config.grid_images]
-    try:
-        Trainer(config, folder, lines, grid, console).run()
-    finally:
-        distributed.stop()
-    if processes.main:
-        console.print(f"done: {after}", highlight=False, markup=False, soft_wrap=True)
-
-
-def preset_here(teacher: str | None) -> str:
-    """The bf16 preset for the GPU of this machine; raises UsageError where there is none that can run it."""
-    from sidlsg.errors import UsageError
-    from sidlsg.gpus import preset_for
-
-    try:
-        import torch
-
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    except ImportError:
-        able = False
-    if not able:
-        raise UsageError(f"--teacher {teacher} needs a --preset (no GPU with bf16 here); see: sidlsg presets list")
-    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30)
-
-
-def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
-    """The GPU to plan for: the one the run would use; in a dry run, --gpu or the preset's. None on a CPU.
-
-    A GPU that the table lacks is known by its memory only: no estimate of time.
-    """
-    from dataclasses import replace
-
-    from sidlsg.gpus import Gpu, get_gpu, known_gpu
-
+    settings = parse_settings(setting or []) | {name: value for name, value in options.items() if value is not None}
+    job = prepare(preset, settings, out, dry_run)
+    console = Console(quiet=not distributed.launched().main)
+    console.print(job.plan(), highlight=False)
     if dry_run:
-        return get_gpu(config.gpu) if config.gpu else None
-    from sidlsg.models import pick_device
-
-    device = pick_device(config.device)
-    if device.type != "cuda":
-        return None
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    total = properties.total_memory / 2**30
-    row = known_gpu(properties.name, total) or Gpu(
-        "", properties.name, total, dict.fromkeys(("16", "tf32", "fp32"), 0.0), {}
+        if job.problem:
+            console.print(f"[yellow]does not fit:[/] {job.problem}", highlight=False, soft_wrap=True)
+        return
+    ended = "this run is complete" if job.complete else "done"
+    folder = launch(job, console, force)
+    console.print(
+        f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
-    return replace(row, name=properties.name, memory=total)

@@ -8,7 +8,7 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sidlsg.registry import registry
+    from sidlsg.teachers.registry import registry
 
     table = Table("alias", "what", "where", box=None, pad_edge=False)
     for name, entry in registry().items():

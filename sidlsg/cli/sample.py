@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    import torch
-
-    from sidlsg.models import Model
 
 MOST = 1_000_000  # seeds a prompt
 
@@ -58,60 +53,48 @@ def sample(
     if not texts:
         raise UsageError('nothing to draw; give a prompt (sidlsg sample "red heart") or --prompts FILE')
     numbers = parse_seeds(seeds) if seeds is not None else range(seed, seed + number)
-    jobs = [(text, number) for text in texts for number in numbers]
+    count = len(texts) * len(numbers)
     single = out.suffix.lower() == ".png"
-    if single and not grid and len(jobs) > 1:
-        raise UsageError(f"--out {out} names one file, but there are {len(jobs)} pictures; give a folder, or --grid")
+    if single and not grid and count > 1:
+        raise UsageError(f"--out {out} names one file, but there are {count} pictures; give a folder, or --grid")
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
 
-    from sidlsg import sampler as samplers
-    from sidlsg.models import DTYPES, pick_device
+    from sidlsg import api
+    from sidlsg.sampling.pictures import free_path, make_grid, save_png, slug
 
-    where = pick_device(device)
-    if precision is not None and precision not in DTYPES:
-        raise UsageError(f'precision is "{precision}"; use fp32, bf16 or fp16')
-    dtype = DTYPES[precision or ("fp16" if where.type == "cuda" else "fp32")]
-    net = open_model(model, where, dtype)
+    pictures = api.sample(
+        texts,
+        model=model,
+        seeds=numbers,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        batch=batch,
+        precision=precision,
+        device=device,
+    )
     folder = out.parent if single else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
-    pictures = samplers.sample(
-        net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance, sampler=sampler
-    )
     if grid:
-        path = out if single else free_path(folder / f"grid-{samplers.slug(texts[0])}.png")
-        shown = " | ".join(texts)
-        samplers.save_png(
-            samplers.make_grid(list(pictures), columns),
+        found = list(pictures)
+        path = out if single else free_path(folder / f"grid-{slug(texts[0])}.png")
+        save_png(
+            make_grid([picture.image for picture in found], columns),
             path,
-            prompt=shown,
+            prompt=" | ".join(texts),
             seed=",".join(map(str, numbers)),
-            model=net.source,
+            model=found[0].model,
         )
         print(path)
         return
-    for (text, number), picture in zip(jobs, pictures, strict=True):
-        path = out if single else free_path(folder / f"{samplers.slug(text)}-{number}.png")
-        samplers.save_png(picture, path, prompt=text, seed=number, model=net.source)
+    for picture in pictures:
+        path = out if single else free_path(folder / f"{slug(picture.prompt)}-{picture.seed}.png")
+        picture.save(path)
         print(path, flush=True)
-
-
-def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """A run folder (its student, or the newest checkpoint of an unfinished run), or whatever ``load_model`` takes."""
-    from sidlsg.models import load_model
-    from sidlsg.run_folder import RunFolder
-
-    folder = RunFolder(Path(name))
-    if not folder.config.is_file():
-        return load_model(name, device, dtype)
-    from sidlsg.student import student_is_newest, student_of_checkpoint
-
-    if student_is_newest(folder):
-        return load_model(str(folder.student), device, dtype)
-    return student_of_checkpoint(folder, device, dtype)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -128,12 +111,3 @@ def parse_seeds(text: str) -> list[int]:
             raise UsageError(f'seeds are "{text}"; that is more than {MOST:,} pictures')
         numbers += new
     return numbers
-
-
-def free_path(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... when it is taken: earlier pictures are never overwritten."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate

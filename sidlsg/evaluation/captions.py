@@ -1,0 +1,53 @@
+"""The caption list of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sidlsg.data import cache_folder
+from sidlsg.errors import UsageError
+from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.reference import BENCH
+from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.weights import find_weights, weight_files
+from sidlsg.prompts import PromptFile
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions (None when they are still to be downloaded, or there are none), where they are, their SHA-256."""
+
+    lines: list[str] | None
+    where: str
+    sha256: str
+
+
+def captions_of(request: Request, protocol: Protocol, download: bool) -> Captions:
+    """The captions of a request, the first ``limit`` of them when pictures are drawn.
+
+    Raises UsageError when the protocol's own list has another length or hash than it must.
+    """
+    own = BENCH / "captions.txt"
+    if request.images is not None:  # whatever captions the pictures were made from
+        if request.prompts is None and protocol.prompts == "coco30k":
+            return Captions(None, "none given", "")
+        lines = PromptFile(request.prompts or own)
+        return Captions(list(lines), str(lines.path), lines.sha256)
+    if protocol.prompts == "emoji-bench":
+        lines = PromptFile(request.prompts or own)
+    else:
+        found = find_weights(protocol.prompts, request.prompts, download)
+        row = weight_files()[protocol.prompts]
+        if found is None:
+            return Captions(None, f"{row.url} -> {cache_folder() / 'weights' / row.file}", row.sha256 or "")
+        lines = PromptFile(found)
+        if len(lines) != protocol.images:
+            raise UsageError(
+                f"{found} holds {len(lines):,} captions; the protocol {protocol.name} has {protocol.images:,}"
+            )
+        if row.sha256 and lines.sha256 != row.sha256:
+            raise UsageError(
+                f"{found} is not the protocol's caption list (SHA-256 {lines.sha256[:12]}..., expected {row.sha256[:12]}...); "
+                "leave out --prompts to download it"
+            )
+    return Captions(list(lines)[: request.limit], str(lines.path), lines.sha256)

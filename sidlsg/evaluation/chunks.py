@@ -1,0 +1,76 @@
+"""Encoding tens of thousands of pictures in chunks that are kept, so that an interrupted evaluation goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidlsg.evaluation.scorer import Encoded, Scorer, Tick
+
+CHUNK = 4096  # pictures
+
+
+def chunk_key(scorer: Scorer, files: Sequence[Path], features: bool, clip: bool) -> str:
+    """A hash of protocol, weights and files: what is kept under another key is of no use."""
+    digest = hashlib.sha256(
+        f"{scorer.protocol.fingerprint} {sorted(scorer.weights.items())} {features} {clip}".encode()
+    )
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def encode_files(
+    scorer: Scorer, files: Sequence[Path], features: bool, clip: bool, keep: Path, tick: Tick | None = None
+) -> Encoded:
+    """``Scorer.encode`` chunk by chunk; each finished chunk is written to ``keep`` and not computed again."""
+    parts = []
+    for start in range(0, len(files), CHUNK):
+        chunk = files[start : start + CHUNK]
+        path = keep / f"{chunk_key(scorer, chunk, features, clip)}.npz"
+        part = _load(path)
+        if part is None:
+            part = scorer.encode(chunk, features, clip, tick)
+            _save(part, path)
+        elif tick:
+            tick(len(chunk))
+        parts.append(part)
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    return Encoded(torch.cat([part.features for part in parts]), torch.cat(embeddings) if embeddings else None)
+
+
+def forget(keep: Path) -> None:
+    """Remove the kept chunks."""
+    shutil.rmtree(keep, ignore_errors=True)
+
+
+def _load(path: Path) -> Encoded | None:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            embeddings = torch.from_numpy(data["embeddings"]) if "embeddings" in data.files else None
+            return Encoded(torch.from_numpy(data["features"]), embeddings)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def _save(part: Encoded, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    arrays: dict[str, Any] = {"features": part.features.numpy()}
+    if part.embeddings is not None:
+        arrays["embeddings"] = part.embeddings.numpy()
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""The pictures of an evaluation: which ones, what determines them, and drawing those that are not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidlsg.distributed import Processes
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.evaluation.scorer import Tick
+from sidlsg.files import write_text
+from sidlsg.sampling.draw import draw
+from sidlsg.sampling.pictures import save_png
+from sidlsg.teachers.family import Model
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: ``path`` is relative to the folder of pictures; the seed is the number in its name."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+def caption_jobs(captions: Sequence[str]) -> list[Job]:
+    """Caption i with seed i as 00000i.png."""
+    return [Job(Path(f"{i:06d}.png"), caption, i) for i, caption in enumerate(captions)]
+
+
+def style_jobs(prompts: dict[str, list[str]]) -> list[Job]:
+    """HPSv2's layout: <style>/0000i.png; the seeds are the same in every style."""
+    return [
+        Job(Path(style) / f"{i:05d}.png", text, i) for style, texts in prompts.items() for i, text in enumerate(texts)
+    ]
+
+
+def model_digest(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of all weights: two models with one digest draw the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the pictures of an evaluation; kept beside them as ``generation.json``."""
+
+    model: str
+    unet_sha256: str
+    one_step: bool
+    steps: int
+    guidance: float | None
+    sampler: str | None
+    precision: str
+    prompts: str
+    prompts_sha256: str
+    pictures: int
+    noise: str = "torch CPU generator, seed = caption number"
+
+    def claim(self, folder: Path) -> None:
+        """Write ``generation.json``; raises UsageError when the folder holds pictures made in another way."""
+        path = folder / "generation.json"
+        if path.is_file():
+            try:
+                old = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise UsageError(f"{path} is damaged; give another --out") from None
+            new = asdict(self)
+            free = {"pictures", "model"}
+            differ = [f"{k} ({old.get(k)} there, {new[k]} here)" for k in new if k not in free and old.get(k) != new[k]]
+            if differ:
+                raise UsageError(
+                    f"{folder} holds pictures made with other settings: {', '.join(differ)}. Give another --out"
+                )
+        elif (folder / "images").exists():
+            raise UsageError(
+                f"{folder / 'images'} exists, but not {path}, which says how they were made; give another --out"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+
+
+def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Jobs whose picture is not there yet."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} if folder.is_dir() else set()
+    return [job for job in jobs if job.path.as_posix() not in names]
+
+
+def generate(
+    model: Model,
+    jobs: Sequence[Job],
+    folder: Path,
+    processes: Processes,
+    *,
+    batch: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    tick: Tick | None = None,
+) -> int:
+    """Draw the pictures that ``folder`` does not have yet, this process its share; returns how many it drew.
+
+    A picture is written under a temporary name and renamed, by threads, while the next ones are drawn.
+    """
+    todo = missing(jobs, folder)[processes.rank :: processes.world]
+    for parent in {folder / job.path.parent for job in todo}:
+        parent.mkdir(parents=True, exist_ok=True)
+    pictures = draw(
+        model,
+        [j.prompt for j in todo],
+        [j.seed for j in todo],
+        batch=batch,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+    )
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        waiting: list[Future[None]] = []
+        for job, picture in zip(todo, pictures, strict=True):
+            # Fast compression: writing must not hold up the network.
+            facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed, "model": model.source}
+            waiting.append(pool.submit(save_png, picture, folder / job.path, compress_level=1, **facts))
+            if len(waiting) >= 4 * batch:
+                waiting.pop(0).result()
+            if tick:
+                tick(1)
+        for future in waiting:
+            future.result()
+    return len(todo)

@@ -1,0 +1,129 @@
+"""What an evaluation shows before it: what it would do, need and download. No torch in here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from sidlsg.data import cache_folder
+from sidlsg.evaluation.captions import captions_of
+from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES
+from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.weights import cached_path, weight_files
+from sidlsg.teachers.registry import locate
+
+
+def plan(request: Request) -> RenderableType:
+    """What ``run`` would do, need and download for this request; nothing is downloaded for it."""
+    return _lines(_hps_rows(request) if request.hpsv2 else _protocol_rows(request))
+
+
+def _lines(rows: list[tuple[str, str]]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    return table
+
+
+def weights_line(name: str, given: Path | None) -> str:
+    """Where a weight file is, or from where it would come."""
+    row = weight_files()[name]
+    if given is not None:
+        return f"{given}" + ("" if given.is_file() else " (there is no such file)")
+    found = cached_path(row)
+    if found is not None:
+        return f"{found} (there)"
+    size = f", {row.bytes / 2**20:,.1f} MiB" if row.bytes else ""
+    check = f", SHA-256 {row.sha256[:12]}..." if row.sha256 else ", checked against the hash the hub announces"
+    return f"to be downloaded{size}{check}: {row.url} -> {cache_folder() / 'weights' / row.file}; or {row.option} FILE"
+
+
+def _protocol_rows(request: Request) -> list[tuple[str, str]]:
+    protocol, folder = request.chosen, request.folder
+    found = captions_of(request, protocol, download=False)
+    captions, where = found.lines, found.where
+    count = len(captions) if captions is not None else min(protocol.images, request.limit or protocol.images)
+    rows = [("protocol", f"{protocol.name}: {protocol.what}")]
+    if request.images is None:
+        rows += _drawing_lines(request, folder, [Path(f"{i:06d}.png") for i in range(count)])
+    else:
+        rows.append(("pictures", f"{request.images}, as they are there"))
+    rows.append(
+        ("captions", where + ("" if captions is None or request.images is not None else f" (there, {count:,})"))
+    )
+    real = request.reference
+    if {"fid", "pr"} & set(request.only):
+        if real is None:
+            text = (
+                "in the package"
+                if protocol.prompts == "emoji-bench"
+                else f"MISSING, give --reference: {protocol.reference}"
+            )
+        else:
+            text = f"{real}" + ("" if real.exists() else " (there is no such folder or file)")
+        rows.append(("reference", text))
+        network = "Inception-2015" if protocol.features == "inception" else "the embedded judge"
+        size = (
+            f"centre crop and Lanczos to {protocol.size}x{protocol.size}"
+            if protocol.crop
+            else f"{protocol.size}x{protocol.size} as they are"
+        )
+        resize = f", {protocol.features_resize} to 299x299" if protocol.features_resize else ""
+        rows.append(("features", f"{network}; {size}{resize}; precision and recall with k = {protocol.neighbours}"))
+        if protocol.features == "inception":
+            rows.append(("", weights_line("inception", request.inception)))
+    if "clip" in request.only:
+        prefix = f', prefix "{protocol.clip_prefix}"' if protocol.clip_prefix else ", no prefix"
+        rows.append(("CLIP", f"{protocol.clip_model}{prefix}, mean cosine"))
+        if protocol.clip_weights != "judge":
+            rows.append(("", weights_line(protocol.clip_weights, request.clip)))
+    rows.append(("results", f"{folder / 'results.json'}, {folder / 'results.md'}"))
+    return rows
+
+
+def _drawing_lines(request: Request, folder: Path, paths: list[Path]) -> list[tuple[str, str]]:
+    """Which pictures, by which model, and how many are there already."""
+    there = sum((folder / "images" / path).exists() for path in paths)
+    how = "".join(f", {k} {v}" for k, v in request.generation.items() if v is not None)
+    rows = [("model", f"{request.drawn}{how} ({_place(request.drawn)})")]
+    state = f" ({there:,} are there already)" if there else ""
+    rows.append(("pictures", f"{len(paths):,} PNG files in {folder / 'images'}, seed = number of the caption{state}"))
+    return rows
+
+
+def _place(model: str) -> str:
+    """Where a model is, or from where it would be downloaded; raises UsageError for one that nobody knows."""
+    if (Path(model) / "config.yaml").is_file():
+        return "a run folder"
+    place = locate(model)
+    if place.entry and place.folder:
+        return "in the package"
+    return str(place.folder) if place.folder else f"hub, downloaded if not cached: {', then '.join(place.repositories)}"
+
+
+def _hps_rows(request: Request) -> list[tuple[str, str]]:
+    folder = request.folder
+    count = min(HPS_PROMPTS, request.limit or HPS_PROMPTS)
+    rows = [
+        (
+            "protocol",
+            f"HPSv2 {request.hps_version}: 4 x {count} prompts, 100 x cosine, on JPEG of quality {HPS_JPEG_QUALITY}",
+        )
+    ]
+    if request.images is None:
+        rows += _drawing_lines(request, folder, [Path(s) / f"{i:05d}.png" for s in HPS_STYLES for i in range(count)])
+    else:
+        rows.append(("pictures", f"{request.images}/<style>/<number>.png"))
+    for style in HPS_STYLES:
+        given = request.prompts / f"{style}.json" if request.prompts else None
+        rows.append((f"prompts {style}", weights_line(f"hps-prompts-{style}", given)))
+    backend = "the hpsv2 package" if request.hps_package else "open_clip ViT-H-14"
+    rows.append(("scores", f"{backend}, antialiased resize: {'yes' if request.hps_antialias else 'no'}"))
+    rows.append(("", weights_line(f"hps-{request.hps_version}", request.hps)))
+    rows.append(("results", f"{folder / 'results.json'}, {folder / 'results.md'}"))
+    return rows

@@ -1,0 +1,36 @@
+"""What an evaluation shows while it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bars:
+    """Progress bars by name; on a pipe, one line each. ``bars(name, total)`` returns the function to tick with."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.console = console
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+
+    def __enter__(self) -> Bars:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, name: str, total: int) -> Any:
+        if not self.console.is_terminal:
+            self.stage(f"{name}: {total:,}")
+        task = self.bar.add_task(name, total=total)
+        return lambda count: self.bar.advance(task, count)
+
+    def stage(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", highlight=False, soft_wrap=True, style="yellow")

@@ -1,0 +1,65 @@
+"""Named evaluation protocols (``protocols.yaml``): what is done to pictures and captions before they are compared."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from sidlsg.data import read_table
+from sidlsg.errors import UsageError, nearest
+
+HPS_STYLES = ("anime", "photo", "concept-art", "paintings")
+HPS_VERSIONS = ("v2.0", "v2.1")
+HPS_PROMPTS = 800  # a style
+HPS_JPEG_QUALITY = 75  # as the authors' script stores the pictures it scores
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row of ``protocols.yaml``.
+
+    ``distance`` is what the Fréchet distance is called: FID only where the features are Inception's.
+    """
+
+    name: str
+    what: str
+    distance: str
+    prompts: str  # caption list: coco30k or emoji-bench
+    images: int  # generated for a full evaluation
+    reference: str
+    reference_images: int
+    size: int  # side of the square pictures that are compared
+    crop: (
+        str | None
+    )  # offset of the centre crop when it is half a pixel: round (half to even) or floor; None: no resize
+    features: str  # inception or judge
+    features_resize: str | None  # to Inception's 299: bicubic (antialiased, float) or bilinear (TensorFlow 1's)
+    ddof: int  # of the covariances
+    neighbours: int  # k of precision and recall
+    clip_model: str  # open_clip architecture, or judge
+    clip_weights: str  # key of weights.yaml, or judge
+    clip_prefix: str  # put in front of every caption
+    clip_resize: str | None  # pil (open_clip's preprocessing), tensor (bicubic without antialiasing), None (as it is)
+    clip_truncates: bool
+    retrieval: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that changes a number."""
+        facts = {k: v for k, v in asdict(self).items() if k not in ("what", "reference", "images")}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def protocols() -> dict[str, Protocol]:
+    rows = read_table("evaluation/protocols.yaml")
+    return {name: Protocol(name, **row) for name, row in rows.items()}
+
+
+def get_protocol(name: str) -> Protocol:
+    """A protocol by name; raises UsageError, naming the nearest."""
+    if name not in protocols():
+        raise UsageError(f'unknown protocol "{name}"{nearest(name, protocols())}')
+    return protocols()[name]

@@ -1,0 +1,197 @@
+"""From pictures to scores: one pass over the pictures through all networks of a protocol, then the comparisons."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sidlsg.errors import SidlsgError
+from sidlsg.evaluation.distance import check_finite, frechet_distance, moments, precision_recall, retrieval
+from sidlsg.evaluation.networks import JUDGE, Clip, feature_extractor, load_clip
+from sidlsg.evaluation.pictures import load_rgb, load_sheet, to_protocol
+from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached
+from sidlsg.evaluation.weights import file_sha256, find_weights
+
+METRICS = ("fid", "clip", "pr")
+Tick = Callable[[int], None]
+
+
+@dataclass
+class Encoded:
+    """Features [N, D] and CLIP embeddings [N, E] (unit vectors) of pictures, in their order."""
+
+    features: Tensor
+    embeddings: Tensor | None = None
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures by file name or in memory -> (uint8 [3, S, S] for the features, float32 [3, s, s] for CLIP or empty)."""
+
+    def __init__(self, items: Sequence[Path | Image.Image], protocol: Protocol, clip: Clip | None) -> None:
+        self.items, self.protocol, self.clip = items, protocol, clip
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        item = self.items[i]
+        picture = item if isinstance(item, Image.Image) else load_rgb(item)
+        name = "a generated picture" if isinstance(item, Image.Image) else item
+        pixels = to_protocol(picture, self.protocol, name)
+        for_clip = torch.empty(0) if self.clip is None else self.clip.prepare(pixels)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), for_clip
+
+
+class Scorer:
+    """The networks of one protocol, loaded once, and its scores.
+
+    Args:
+        metrics: which of fid, clip and pr; networks that none of them needs are not loaded.
+        inception, clip: paths of weight files; None looks in the cache, then downloads.
+
+    Raises UsageError or SidlsgError when a weights file is missing or is another model's.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        device: torch.device,
+        metrics: Sequence[str] = METRICS,
+        *,
+        inception: Path | None = None,
+        clip: Path | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self.protocol, self.device, self.metrics = protocol, device, tuple(metrics)
+        self.batch = batch or (64 if device.type == "cuda" else 32)
+        self.weights: dict[str, str] = {}
+        self.extractor = self.clip = None
+        if {"fid", "pr"} & set(metrics):
+            path = None if protocol.features == "judge" else find_weights(protocol.features, inception)
+            self.extractor = feature_extractor(protocol, path, device)
+            self.weights[protocol.features] = file_sha256(path or JUDGE / "open_clip_model.safetensors")
+        if "clip" in metrics:
+            path = None if protocol.clip_weights == "judge" else find_weights(protocol.clip_weights, clip)
+            # The judge is one network for both: no second pass over the pictures.
+            shared = self.extractor is not None and protocol.clip_weights == protocol.features
+            self.clip = self.extractor.clip if shared else load_clip(protocol, path, device)  # type: ignore[union-attr]
+            self.weights[protocol.clip_weights] = file_sha256(path or JUDGE / "open_clip_model.safetensors")
+            self.shared = shared
+
+    @property
+    def feature_weights(self) -> str:
+        """SHA-256 of the feature network's file."""
+        return self.weights[self.protocol.features]
+
+    @torch.no_grad()
+    def encode(
+        self, items: Sequence[Path | Image.Image], features: bool, clip: bool, tick: Tick | None = None
+    ) -> Encoded:
+        """All pictures through the networks asked for; ``tick(n)`` is told of every n pictures done."""
+        separate = self.clip if clip and not (self.shared and features) else None
+        data = Pictures(items, self.protocol, separate)
+        workers = min(8, (os.cpu_count() or 1) - 1) if self.device.type == "cuda" and len(items) > 256 else 0
+        loader: DataLoader[Any] = DataLoader(
+            data, self.batch, num_workers=workers, pin_memory=self.device.type == "cuda"
+        )
+        parts: list[Tensor] = []
+        embeddings: list[Tensor] = []
+        for pixels, prepared in loader:
+            if features:
+                assert self.extractor is not None
+                found = self.extractor(pixels.to(self.device, non_blocking=True))[0].float().cpu()
+                parts.append(found)
+            if clip:
+                assert self.clip is not None
+                vectors = found if separate is None else self.clip.encode_prepared(prepared).cpu()
+                embeddings.append(F.normalize(vectors, dim=1))
+            if tick:
+                tick(len(pixels))
+        return Encoded(torch.cat(parts) if parts else torch.empty(0), torch.cat(embeddings) if embeddings else None)
+
+    def reference(self, features: Tensor, source: str) -> Reference:
+        """Features [M, D] of real pictures with their statistics."""
+        check_finite(features, source)
+        protocol = self.protocol
+        found = moments(features, protocol.ddof)
+        return Reference(protocol.name, protocol.fingerprint, self.feature_weights, source, found, features)
+
+    def score(
+        self,
+        encoded: Encoded,
+        reference: Reference | None,
+        captions: Sequence[str] | None,
+        paired: Sequence[tuple[int, int]] = (),
+        stage: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, float]:
+        """The protocol's numbers.
+
+        Args:
+            captions: the caption list; ``paired`` says which picture (by position) shows which caption.
+            stage: told what is being computed.
+
+        Returns distance under the protocol's name (``fid`` or ``fd``), ``precision``, ``recall``, ``clip``,
+        ``retrieval_top1`` and ``retrieval_top5``, as far as asked for and possible.
+        """
+        scores: dict[str, float] = {}
+        protocol = self.protocol
+        if reference is not None and self.extractor is not None:
+            check_finite(encoded.features, "the generated pictures")
+            if encoded.features.shape[1] != len(reference.moments.mu):
+                raise SidlsgError(
+                    f"the reference has {len(reference.moments.mu)} features a picture, the network {encoded.features.shape[1]}"
+                )
+            if "fid" in self.metrics:
+                stage(f"{protocol.distance} of {len(encoded.features):,} and {reference.moments.count:,} pictures")
+                found = moments(encoded.features, protocol.ddof)
+                scores[protocol.distance.lower()] = frechet_distance(found, reference.moments)
+            if "pr" in self.metrics and reference.features is not None:
+                stage("precision and recall")
+                scores["precision"], scores["recall"] = precision_recall(
+                    encoded.features, reference.features, protocol.neighbours
+                )
+        if self.clip is not None and captions is not None and encoded.embeddings is not None and paired:
+            stage("CLIP score")
+            check_finite(encoded.embeddings, "the generated pictures")
+            positions = torch.tensor([position for position, _ in paired])
+            texts = [captions[number] for _, number in paired]
+            unique = sorted(set(texts))
+            place = {text: i for i, text in enumerate(unique)}
+            own = torch.tensor([place[text] for text in texts])
+            vectors = self.clip.encode_captions(unique)
+            images = encoded.embeddings[positions]
+            scores["clip"] = (images * vectors[own]).sum(1).double().mean().item()
+            if protocol.retrieval:
+                scores["retrieval_top1"], scores["retrieval_top5"] = retrieval(images, vectors, own)
+        return scores
+
+
+def bench_reference(scorer: Scorer) -> Reference:
+    """The reference of the embedded benchmark, from the cache or computed (seconds)."""
+    path = cache_path(scorer.protocol, scorer.feature_weights, None)
+    found = cached(path, scorer.protocol, scorer.feature_weights)
+    if found is None:
+        sheet = load_sheet(BENCH / "reference.png", scorer.protocol.size, scorer.protocol.reference_images)
+        found = scorer.reference(scorer.encode(sheet, features=True, clip=False).features, "emoji-bench")
+        keep(found, path)
+    return found
+
+
+def keep(reference: Reference, path: Path) -> None:
+    """Save to the cache; a cache that cannot be written is worth a word, not a failure."""
+    try:
+        reference.save(path)
+    except OSError as error:
+        print(f"sidlsg: features are not cached: {path}: {error.strerror}", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""Weight and data files of the metrics: an explicit path, then the local cache, then a download with a pinned SHA-256."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidlsg.data import cache_folder, read_table
+from sidlsg.errors import SidlsgError, UsageError
+
+HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One row of ``weights.yaml``. ``option`` is the command-line option that takes a path instead."""
+
+    name: str
+    what: str
+    option: str
+    file: str  # its name in the cache
+    url: str
+    bytes: int | None = None
+    sha256: str | None = None
+    others: tuple[str, ...] = ()  # further names it may have in the cache
+
+
+@functools.cache
+def weight_files() -> dict[str, WeightFile]:
+    rows = read_table("evaluation/weights.yaml")
+    for row in rows.values():
+        row["others"] = tuple(row.get("others", ()))
+    return {name: WeightFile(name, **row) for name, row in rows.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; large files are hashed once and remembered by path, size and time of change."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    memory = cache_folder() / "hashes.json"
+    known: dict[str, str] = {}
+    if stat.st_size > 2**24:
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        if key in known:
+            return known[key]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size > 2**24:
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = memory.with_suffix(f".{os.getpid()}.part")
+            temporary.write_text(json.dumps(known | {key: digest}), encoding="utf-8")
+            temporary.replace(memory)
+        except OSError:
+            pass  # a cache that cannot be written costs time, nothing else
+    return digest
+
+
+def cached_path(row: WeightFile) -> Path | None:
+    """The file in the cache, under any of its names."""
+    for name in (row.file, *row.others):
+        path = cache_folder() / "weights" / name
+        if path.is_file():
+            return path
+    return None
+
+
+def find_weights(name: str, given: Path | None = None, download: bool = True) -> Path | None:
+    """The path of a weight file: ``given``, else the cache, else downloaded there.
+
+    Returns None when it is not here and ``download`` is False. Raises UsageError when ``given`` does not exist, SidlsgError
+    when the file cannot be downloaded (naming it, its address and the option that takes a path) or has the wrong hash.
+    """
+    row = weight_files()[name]
+    if given is not None:
+        if not given.is_file():
+            raise UsageError(f"{row.option} {given}: there is no such file")
+        return given
+    path = cached_path(row)
+    if path is not None:
+        _check(row, path)
+        return path
+    if not download:
+        return None
+    target = cache_folder() / "weights" / row.file
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(row, target)
+    except OSError as error:
+        if getattr(error, "errno", None) == 28:
+            raise
+        reason = getattr(error, "reason", None) or error
+        raise SidlsgError(
+            f"{row.what} is needed: {row.file} is not in {target.parent} and cannot be downloaded from {row.url} ({reason}). "
+            f"Fetch it elsewhere and give its path with {row.option} FILE, or copy it to {target}"
+        ) from None
+    return target
+
+
+def announced_sha256(url: str) -> str | None:
+    """The SHA-256 that the hub gives for a large file, or None where it gives none."""
+    from huggingface_hub import get_hf_file_metadata
+
+    if not url.startswith(os.environ.get("HF_ENDPOINT", HUB)):
+        return None
+    try:
+        etag = get_hf_file_metadata(url).etag
+    except Exception as error:  # many unrelated types, all meaning that there is no answer
+        raise OSError(f"no answer from the hub ({type(error).__name__})") from None
+    return etag if etag is not None and len(etag) == 64 else None
+
+
+def _check(row: WeightFile, path: Path) -> None:
+    if row.sha256 is not None and file_sha256(path) != row.sha256:
+        raise SidlsgError(
+            f"{path} is not the file it should be (SHA-256 {file_sha256(path)}, expected {row.sha256}); delete it and run "
+            f"again, or give the right file with {row.option} FILE"
+        )
+
+
+def _download(row: WeightFile, target: Path) -> None:
+    """Stream to a temporary name, check the hash, rename."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+    digest = hashlib.sha256()
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        raise OSError("HF_HUB_OFFLINE is set")
+    url = row.url.replace(HUB, os.environ.get("HF_ENDPOINT", HUB).rstrip("/"))
+    expected = row.sha256 or announced_sha256(url)
+    try:
+        with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+        if expected is not None and digest.hexdigest() != expected:
+            raise SidlsgError(
+                f"{url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {expected}); fetch "
+                f"{row.file} elsewhere and give its path with {row.option} FILE"
+            )
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""Classifier-free guidance (Eq. 6) and the four scales of Long-Short Guidance (Sec. 2.3). No torch at import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sidlsg.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sidlsg.method.condition import Condition
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The scales of Eqs. 7 and 8. kappa = 1 is no guidance, kappa = 0 unconditional; any real kappa >= 0 is legal.
+
+    kappa1: fake score network psi while it is trained (Eq. 7).
+    kappa2, kappa3: psi while the generator is trained, in the difference and in the residual (Eq. 8).
+    kappa4: the teacher phi while the generator is trained (Eq. 8).
+    """
+
+    kappa1: float
+    kappa2: float
+    kappa3: float
+    kappa4: float
+
+    def __post_init__(self) -> None:
+        for name, kappa in vars(self).items():
+            if not (math.isfinite(kappa) and kappa >= 0):
+                raise UsageError(f"{name} is {kappa}; a guidance scale must be a finite number >= 0 (1 = no guidance)")
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.kappa1, self.kappa2, self.kappa3, self.kappa4))
+
+    def __str__(self) -> str:
+        return ", ".join(f"κ{i} {kappa:g}" for i, kappa in enumerate(self, start=1))
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A named way to spread one scale k over the four (Sec. 2.3), with the k used when none is given."""
+
+    spread: Callable[[float], Guidance]
+    default: float
+    meaning: str
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "long": Strategy(lambda k: Guidance(1, 1, 1, k), 3.0, "teacher guided more, k > 1"),
+    "short": Strategy(lambda k: Guidance(1, k, k, 1), 0.5, "fake score guided less, 0 < k < 1"),
+    "lsg-simple": Strategy(lambda k: Guidance(k, 1, 1, 1), 2.0, "fake score trained with guidance, k > 1"),
+    "lsg": Strategy(lambda k: Guidance(k, k, k, k), 1.5, "long-short guidance, k in 1.5, 2, 3, 4.5"),
+}
+
+
+def make_guidance(strategy: str, kappa: tuple[float, ...] | None) -> Guidance:
+    """The four scales of a strategy with one number, or the four numbers themselves.
+
+    Raises UsageError for an unknown strategy, a count of numbers other than 1 or 4, or a negative or non-finite scale.
+    """
+    if strategy not in STRATEGIES:
+        raise UsageError(f'unknown strategy "{strategy}"{nearest(strategy, STRATEGIES)}')
+    if kappa is not None and len(kappa) == 4:
+        return Guidance(*kappa)
+    if kappa is not None and len(kappa) != 1:
+        raise UsageError(f"kappa takes one number or four (k1,k2,k3,k4), not {len(kappa)}")
+    return STRATEGIES[strategy].spread(STRATEGIES[strategy].default if kappa is None else kappa[0])
+
+
+def network_passes(*kappas: float) -> int:
+    """Forward passes for guided evaluations of one network at one point: kappa = 1 needs only c, kappa = 0 only ""."""
+    return any(kappa != 0 for kappa in kappas) + any(kappa != 1 for kappa in kappas)
+
+
+def guided_eps(
+    net: Callable[[Tensor, Tensor, Condition], Tensor],
+    x_t: Tensor,
+    t: Tensor,
+    c: Condition,
+    empty: Condition,
+    kappas: tuple[float, ...],
+) -> tuple[Tensor, ...]:
+    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6) for each kappa, in as few passes as they allow.
+
+    Args:
+        net: maps (x_t [B, C, H, W], t [B], c of B samples) to eps [B, C, H, W].
+        empty: the condition of the empty prompt ∅, of one sample.
+    """
+    import torch
+
+    from sidlsg.method.condition import Condition
+
+    empty = empty.expand(len(c))
+    if all(kappa == 1 for kappa in kappas):
+        return (net(x_t, t, c),) * len(kappas)
+    if all(kappa == 0 for kappa in kappas):
+        return (net(x_t, t, empty),) * len(kappas)
+    both = net(torch.cat([x_t, x_t]), torch.cat([t, t]), Condition.cat([empty, c]))
+    eps_empty, eps_c = both.chunk(2)
+    return tuple(eps_empty + kappa * (eps_c - eps_empty) for kappa in kappas)

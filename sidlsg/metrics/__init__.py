@@ -1,1 +1,0 @@
-"""Scores of generated pictures by named protocols: FID, precision and recall, CLIP score, HPSv2."""

@@ -1,0 +1,73 @@
+"""GPUs the plan knows (``gpus.yaml``), and how long a run would take on them. No torch at import."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from sidlsg.config import Config
+from sidlsg.data import read_table
+from sidlsg.errors import UsageError, nearest
+from sidlsg.planning.cost import forward_equivalents
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One row of ``gpus.yaml``: memory in GiB, dense peaks in TFLOP/s by arithmetic, and the share of it that is reached."""
+
+    key: str
+    name: str
+    memory: float
+    peaks: dict[str, float]
+    mfu: dict[str, float]
+    bf16: bool = True
+
+
+@functools.cache
+def gpus() -> dict[str, Gpu]:
+    rows: dict[str, dict[str, Any]] = read_table("planning/gpus.yaml")
+    found = {}
+    for key, row in rows.items():
+        peaks = {name: row.pop(name) for name in ("16", "tf32", "fp32")}
+        found[key] = Gpu(key, peaks=peaks, **row)
+    return found
+
+
+def get_gpu(key: str) -> Gpu:
+    """A GPU by key; raises UsageError naming the nearest."""
+    if key.lower() not in gpus():
+        raise UsageError(f'unknown GPU "{key}"{nearest(key, gpus())}')
+    return gpus()[key.lower()]
+
+
+def known_gpu(name: str, memory: float) -> Gpu | None:
+    """The row for a device's own name ("NVIDIA H100 80GB HBM3") with its memory in GiB; None for one the table lacks."""
+    fitting = [gpu for gpu in gpus().values() if gpu.name.split()[-1].split("-")[0].lower() in name.lower()]
+    return min(fitting, key=lambda gpu: abs(gpu.memory - memory), default=None)
+
+
+def arithmetic(config: Config) -> tuple[str, str]:
+    """(kind of peak, kind of efficiency) that a run uses: ("16", "compiled"), ("tf32", "tf32"), ("fp32", "fp32")."""
+    if config.precision == "fp32":
+        return ("tf32", "tf32") if config.tf32 else ("fp32", "fp32")
+    good = config.compile and config.channels_last and config.micro_batch >= 4
+    return "16", "compiled" if good else "eager"
+
+
+def images_per_second(config: Config, gflop: float, gpu: Gpu, processes: int) -> float:
+    """An ESTIMATE: peak x share reached / operations an image, over all processes.
+
+    Args:
+        gflop: one UNet forward pass of one sample.
+    """
+    peak, efficiency = arithmetic(config)
+    return processes * gpu.peaks[peak] * gpu.mfu[efficiency] * 1e3 / (forward_equivalents(config) * gflop)
+
+
+def preset_for(memory: float) -> str:
+    """The bf16 preset for a GPU of so many GiB."""
+    for least, name in ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb")):
+        if memory >= least:
+            return name
+    return "16gb"

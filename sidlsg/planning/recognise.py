@@ -1,0 +1,78 @@
+"""Which footprint a teacher has: that of a known architecture, or one counted for it. No torch at import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sidlsg.data import cache_folder, read_table
+from sidlsg.files import write_text
+from sidlsg.planning.footprint import Footprint, Saved, footprints
+from sidlsg.teachers.registry import Location
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A teacher's footprint; ``assumed`` says what it was taken for when its configuration could not be read."""
+
+    footprint: Footprint
+    assumed: str | None = None
+
+
+def recognise(place: Location, may_count: bool = False) -> Recognised | None:
+    """By alias, else by the network's configuration (in the folder, or in the hub's cache), else by the name alone.
+
+    Args:
+        may_count: count a network that is none of the known ones, which takes seconds and imports torch; the result is cached.
+
+    Returns None for a network that is not known and was not counted.
+    """
+    if place.entry is not None:
+        known = footprints().get(place.entry.architecture or "")
+        return Recognised(known) if known else None
+    folder = place.folder or _cached_folder(place.repositories)
+    if folder is None:
+        like = "sdxl" if "xl" in place.name.lower() else "sd15"
+        return Recognised(footprints()[like], assumed=like)
+    try:
+        config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for name, row in read_table("teachers/architectures.yaml").items():
+        if all(config.get(key) == value for key, value in row["unet"].items()):
+            return Recognised(footprints()[name])
+    return Recognised(_counted(folder, config)) if may_count else None
+
+
+def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
+    """The folder of a model in the hub's cache, without a network."""
+    if not repositories:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repositories[0], "unet/config.json")
+    return Path(found).parents[1] if isinstance(found, str) else None
+
+
+def _counted(folder: Path, config: Mapping[str, Any]) -> Footprint:
+    """The footprint of a folder's model, from the cache or counted on the meta device."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:20]
+    path = cache_folder() / "footprints" / f"{digest}.json"
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        return Footprint(**row | {"saved": {precision: Saved(**v) for precision, v in row["saved"].items()}})
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    from sidlsg.planning.counting import footprint_of_folder
+
+    found = footprint_of_folder(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(found), indent=1) + "\n")
+    except OSError:
+        pass  # counted again next time
+    return found

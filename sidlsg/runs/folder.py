@@ -1,0 +1,138 @@
+"""The folder of a run: what is where, and whether a command may go on with what is there. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidlsg.config import Config, load_settings
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.files import write_text
+
+# Settings that may differ when a run is taken up again: they change where, how fast, in how much memory or how long the run
+# goes, not what it computes (up to rounding).
+FREE = {
+    "images",
+    "device",
+    "gpu",
+    "micro_batch",
+    "fake_micro_batch",
+    "gradient_checkpointing",
+    "two_stage",
+    "lean_adam",
+    "offload_optimizer",
+    "half_teacher",
+    "ema_device",
+    "compile",
+    "processes",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "latent_mean",
+    "latent_std",
+    "eval_every",
+    "eval_protocol",
+    "eval_reference",
+    "eval_images",
+}
+
+
+def default_name(config: Config, preset: str | None) -> str:
+    """The same command gives the same folder: teacher, preset, strategy and scales."""
+    scales = "-".join(f"{k:g}" for k in config.kappa) if config.kappa else "default"
+    name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy_name}-{scales}"
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    def load_config(self) -> Config:
+        """The configuration saved beside the run."""
+        return Config(**load_settings(self.config))
+
+    def complete(self, config: Config) -> bool:
+        """Whether the run of this configuration has ended here with its student written."""
+        return self.student.is_dir() and self.config.is_file() and self.load_config() == config
+
+    def check(self, config: Config) -> None:
+        """Raise UsageError when the folder belongs to another run (naming what differs) or holds other files."""
+        if self.config.is_file():
+            old, new = self.load_config().as_dict(), config.as_dict()
+            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE and old[k] != new[k]]
+            if differ:
+                raise UsageError(
+                    f"{self.path} holds a run with other settings: {', '.join(differ)}. "
+                    "Give the same settings to resume it, or another --out."
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
+
+    def claim(self, config: Config) -> None:
+        """Make the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
+        self.check(config)
+        try:
+            for folder in (self.path, self.checkpoints, self.samples):
+                folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.as_dict(), sort_keys=False, default_flow_style=None)
+            write_text(self.config, text)
+        except OSError as error:
+            raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
+
+    def cut_metrics(self, images_seen: int) -> None:
+        """Drop metrics and scores written after the checkpoint that a resumed run goes on from, and a half-written last line."""
+        for path in (self.metrics, self.scores):
+            if not path.exists():
+                continue
+            kept = [line for line in read_metrics(path) if line["images_seen"] <= images_seen]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` or ``scores.jsonl``; a damaged line (an interrupted write) is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

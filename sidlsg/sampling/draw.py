@@ -1,0 +1,111 @@
+"""Prompts and seeds to pictures: one pass for a student, diffusers' own pipeline for a teacher with many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sidlsg.errors import UsageError, nearest
+from sidlsg.method.generator import OneStepGenerator
+from sidlsg.sampling.pictures import to_pil
+from sidlsg.teachers.family import Model
+
+
+def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """z ~ N(0, I), float32 [B, *shape], each image from a CPU generator of its own seed.
+
+    The same numbers as diffusers draws for ``generator=[torch.Generator().manual_seed(s) for s in seeds]``.
+    """
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def one_step(model: Model, prompts: Sequence[str], seeds: Sequence[int], t_init: int) -> Tensor:
+    """x_g = G_theta(z, c) (Eq. 9), decoded: images [B, 3, H, W] in [0, 1]."""
+    c = model.encoder()(prompts)
+    z = seed_noise(seeds, model.latent_shape).to(c.device)
+    return model.decode(OneStepGenerator(model.denoiser(), t_init)(z, c))
+
+
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 25, 3.0  # of a teacher
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def many_steps(
+    model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
+) -> Tensor:
+    """Classifier-free guidance by the stock diffusers pipeline of the model's family, images [B, 3, H, W] in [0, 1].
+
+    Args:
+        sampler: a key of ``SAMPLERS``; None is the model's own.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
+    pipeline = model.pipeline(kind.from_config(model.scheduler_config, clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline(
+        prompt=list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images
+    return model.decode(latents)
+
+
+def check_sampling(
+    model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
+) -> tuple[int, float]:
+    """Steps and guidance scale with their defaults: one pass for a student, 25 steps at CFG 3 for a teacher.
+
+    Raises UsageError when they do not fit the model, or for an unknown sampler.
+    """
+    if model.student is not None:
+        if steps not in (None, 1):
+            raise UsageError(f"{model.source} is a one-step generator; leave out --steps")
+        if guidance not in (None, 1.0):
+            raise UsageError(f"{model.source} has its guidance built in; leave out --guidance")
+        if sampler is not None:
+            raise UsageError(f"{model.source} is a one-step generator; leave out --sampler")
+        return 1, 1.0
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UsageError(f'unknown sampler "{sampler}"{nearest(sampler, SAMPLERS)}')
+    return steps or DEFAULT_STEPS, DEFAULT_GUIDANCE if guidance is None else guidance
+
+
+def draw(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch: int = 8,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+) -> Iterator[Image.Image]:
+    """One picture for each (prompt, seed) pair, in order; picture i does not depend on ``batch``.
+
+    Args:
+        steps: 1 for a one-step student (its default); more runs ``sampler`` (None: the model's own) with ``guidance``.
+
+    Raises UsageError when the settings do not fit the model.
+    """
+    steps, guidance = check_sampling(model, steps, guidance, sampler)
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        if model.student is not None:
+            images = one_step(model, prompts[part], seeds[part], model.student["t_init"])
+        else:
+            images = many_steps(model, prompts[part], seeds[part], steps, guidance, sampler)
+        yield from to_pil(images)

@@ -1,0 +1,64 @@
+"""What ``--prompts`` names: a text file, the prompts that come with a model, or the authors' published lists."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+from sidlsg.errors import SidlsgError, UsageError, nearest
+from sidlsg.teachers.registry import registry
+
+# The authors' training prompts: a tar archive in the repository of their released generators.
+PROMPT_REPOSITORY = "UT-Austin-PML/SiD-LSG"
+PROMPT_LISTS = {
+    "aesthetics6plus": "aesthetics_6_plus.txt",
+    "aesthetics625plus": "aesthetics_625_plus.txt",
+    "aesthetics65plus": "aesthetics_65_plus.txt",
+}
+
+
+def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bool]:
+    """The file behind ``--prompts`` (a path, the name of a model that has prompts, or a published list).
+
+    A published list is downloaded once and kept in ``cache``. Returns the path, and whether it is still to be downloaded.
+    """
+    entry = registry().get(name)
+    if entry is not None and entry.prompts is not None:
+        return entry.prompts, False
+    if name in PROMPT_LISTS:
+        target = cache / PROMPT_LISTS[name]
+        if download and not target.exists():
+            _download_prompt_list(name, target)
+        return target, not target.exists()
+    if Path(name).exists() or "/" in name or "." in name:
+        return Path(name), False
+    known = [*PROMPT_LISTS, *(n for n, e in registry().items() if e.prompts)]
+    raise UsageError(f'unknown prompt list "{name}"{nearest(name, known)} (or a text file, one prompt a line)')
+
+
+def _download_prompt_list(name: str, target: Path) -> None:
+    """Extract one list from the authors' archive; written under a temporary name and renamed."""
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    help_text = f"download {PROMPT_LISTS[name]} from {PROMPT_REPOSITORY} elsewhere and pass it with --prompts FILE"
+    try:
+        archives = [file for file in list_repo_files(PROMPT_REPOSITORY) if file.endswith((".tar", ".tar.gz"))]
+        for archive in archives:
+            with tarfile.open(hf_hub_download(PROMPT_REPOSITORY, archive)) as tar:
+                for member in tar:
+                    source = tar.extractfile(member) if Path(member.name).name == PROMPT_LISTS[name] else None
+                    if source is not None:
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        temporary = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
+                        try:
+                            with temporary.open("wb") as file:
+                                while block := source.read(1 << 20):
+                                    file.write(block)
+                            temporary.replace(target)
+                        finally:
+                            temporary.unlink(missing_ok=True)
+                        return
+    except Exception as error:  # the hub client raises many unrelated types for "no network"
+        raise SidlsgError(f"cannot download the prompt list {name} ({type(error).__name__}); {help_text}") from error
+    raise SidlsgError(f"{PROMPT_REPOSITORY} holds no archive with {PROMPT_LISTS[name]}; {help_text}")

@@ -1,0 +1,208 @@
+"""What a configuration makes of a teacher: three networks, two updates and an average. `distill` trains it, `bench` times it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidlsg.config import Config
+from sidlsg.devices import DTYPES
+from sidlsg.distributed import all_reduce_sum
+from sidlsg.errors import SidlsgError
+from sidlsg.method import draws
+from sidlsg.method.algorithm import Batch, Networks, train_iteration
+from sidlsg.method.ema import Ema, ema_decay
+from sidlsg.method.generator import OneStepGenerator
+from sidlsg.method.optim import FullAdam, LeanAdam
+from sidlsg.method.times import UniformTimes
+from sidlsg.method.update import NetworkUpdate, Stats
+from sidlsg.teachers.family import Model, PromptEncoder
+
+
+def stored_dtype(config: Config) -> torch.dtype:
+    """The dtype of the trained weights: half only in the paper's pure fp16."""
+    return DTYPES["fp16"] if config.precision == "fp16" else DTYPES["fp32"]
+
+
+@dataclass
+class Engine:
+    """phi, psi and theta with everything that updates them, as the configuration asks."""
+
+    config: Config
+    teacher: Model
+    fake: nn.Module
+    generator: nn.Module
+    encode: PromptEncoder
+    nets: Networks
+    psi: NetworkUpdate
+    theta: NetworkUpdate
+    ema: Ema | None
+    attention: str
+
+    @classmethod
+    def build(cls, config: Config, teacher: Model, device: torch.device) -> Engine:
+        """psi and theta as copies of the teacher's network (which is changed to the configuration's layout in place).
+
+        The teacher's VAE goes to the CPU: only drawing needs it.
+
+        Raises SidlsgError when the teacher has fewer timesteps than the configuration uses.
+        """
+        if len(teacher.schedule) <= max(config.t_max, config.t_init):
+            raise SidlsgError(f"the teacher has {len(teacher.schedule)} timesteps; t_max and t_init must be smaller")
+        teacher.vae.to("cpu")
+        attention = configure_network(teacher.network, config)
+        autocast = DTYPES["bf16"] if config.precision == "bf16" else None
+        fake = deepcopy(teacher.network).requires_grad_(True)
+        generator = deepcopy(teacher.network).requires_grad_(True)
+        if config.half_teacher and autocast is not None:
+            halve_weights(teacher.network, autocast)
+        encode = teacher.encoder()
+        nets = Networks(
+            teacher=teacher.denoiser(autocast=autocast),
+            fake=teacher.denoiser(fake, autocast),
+            generator=OneStepGenerator(teacher.denoiser(generator, autocast), config.t_init),
+            empty=encode.empty,
+            guidance=config.guidance,
+            alpha=config.alpha,
+            two_stage=config.two_stage,
+        )
+        ema_device = torch.device("cpu") if config.ema_device == "cpu" else None
+        return cls(
+            config,
+            teacher,
+            fake,
+            generator,
+            encode,
+            nets,
+            psi=_update(config, fake, None),
+            theta=_update(config, generator, config.clip_value),
+            ema=Ema(generator, ema_device) if config.ema else None,
+            attention=attention,
+        )
+
+    def compile(self) -> None:
+        """Compile the three networks in place, so that names of weights stay as they are; shapes are static."""
+        # Every batch size of every kind of pass (trained, frozen, without gradient) is compiled once, and dynamo counts those of
+        # the three networks together: an LSG run needs seven, its grids and scores more, and the limit of eight would end it.
+        torch._dynamo.config.recompile_limit = 64
+        for network in (self.teacher.network, self.fake, self.generator):
+            network.compile(dynamic=False)
+
+    def draw(self, update: int, first: int, prompts: Sequence[str]) -> Batch:
+        """One update's draws for the samples first, first + 1, ... of the run, one a prompt, on the networks' device.
+
+        Args:
+            update: ``draws.FAKE_SCORE``, whose prompts are dropped with the configured probability, or ``draws.GENERATOR``.
+        """
+        config = self.config
+        times = UniformTimes(config.t_min, config.t_max)
+        found = draws.draw(config.seed, update, first, len(prompts), self.teacher.latent_shape, times)
+        c = self.encode(prompts)
+        if update == draws.FAKE_SCORE and config.drops_prompts:
+            c = c.where(found.u >= config.drop_prompt, self.encode.empty)
+        z, eps, t = (x.to(c.device, non_blocking=True) for x in (found.z, found.eps, found.t))
+        return Batch(z, c, t, eps)
+
+    def iterate(self, batches: tuple[Batch, Batch], images_seen: int) -> tuple[Stats, Stats]:
+        """One iteration of Algorithm 1 and of the average, at ``images_seen`` images."""
+        config = self.config
+        stats = train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batches)
+        if self.ema:
+            self.ema.update(ema_decay(images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
+        return stats
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of the run's state, by file of a checkpoint; the tensors themselves, not copies."""
+        groups: dict[str, dict[str, Tensor]] = {
+            "fake": dict(self.fake.named_parameters()),
+            "generator": dict(self.generator.named_parameters()),
+            "fake_adam": {n: self.psi.optimizer.second_moment(p) for n, p in self.fake.named_parameters()},
+            "generator_adam": {n: self.theta.optimizer.second_moment(p) for n, p in self.generator.named_parameters()},
+        }
+        if self.ema:
+            groups["ema"] = self.ema.average
+        return groups
+
+    @property
+    def adam_steps(self) -> dict[str, int]:
+        """Optimiser steps taken by each network."""
+        return {"fake": self.psi.optimizer.steps, "generator": self.theta.optimizer.steps}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], adam_steps: dict[str, int]) -> str | None:
+        """Take over what ``state`` and ``adam_steps`` gave; returns the name of a group that does not fit (then nothing is
+        taken over after it), else None."""
+        for name, group in self.state().items():
+            if tensors.get(name, {}).keys() != group.keys():
+                return name
+            for key, tensor in group.items():
+                tensor.copy_(tensors[name][key])
+        self.psi.optimizer.steps, self.theta.optimizer.steps = adam_steps["fake"], adam_steps["generator"]
+        return None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The generator carries its averaged weights inside the block, where there is an average."""
+        with self.ema.swapped_in() if self.ema else nullcontext():
+            yield
+
+
+def _update(config: Config, net: nn.Module, clip_value: float | None) -> NetworkUpdate:
+    options: dict[str, Any] = {"lr": config.lr, "eps": config.adam_eps}
+    if config.lean_adam:
+        adam: LeanAdam | FullAdam = LeanAdam(net.parameters(), offload=config.offload_optimizer, **options)
+    else:
+        adam = FullAdam(net.parameters(), **options)
+    return NetworkUpdate(net, adam, config.batch, clip_value, all_reduce_sum)
+
+
+def configure_network(network: Any, config: Config) -> str:
+    """Attention, memory layout and checkpointing as the configuration asks; returns the attention in use.
+
+    xFormers falls back to SDPA, whose FlashAttention and memory-efficient kernels save the same memory.
+    """
+    attention = config.attention
+    if attention == "xformers":
+        try:
+            network.enable_xformers_memory_efficient_attention()
+        except Exception:  # not installed, or no GPU
+            attention = "sdpa (xFormers is not usable here)"
+    elif attention == "eager":
+        from diffusers.models.attention_processor import AttnProcessor
+
+        network.set_attn_processor(AttnProcessor())
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()  # also where weights are frozen: it acts whenever gradients are recorded
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    return attention
+
+
+def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store the weights that autocast would cast anyway (convolutions, matrix products) in its dtype.
+
+    Normalisations keep theirs, so results under autocast are bit-equal to those of the full-precision network.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+
+
+@contextmanager
+def plain_attention(network: Any) -> Iterator[None]:
+    """Attention written out in matrix products and a softmax, inside the block: slow, large, and surely right."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    kept = dict(network.attn_processors)
+    network.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        network.set_attn_processor(kept)

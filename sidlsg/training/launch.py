@@ -1,0 +1,169 @@
+"""A distillation in three steps: ``prepare`` it (settings, files, what it will cost), show the plan, ``launch`` it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from sidlsg import distributed
+from sidlsg.config import Config, make_config
+from sidlsg.data import cache_folder
+from sidlsg.errors import UsageError
+from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
+from sidlsg.planning.plan import misfit, plan
+from sidlsg.planning.recognise import Recognised, recognise
+from sidlsg.prompts import PromptFile
+from sidlsg.runs.folder import RunFolder, default_name
+from sidlsg.teachers.prompt_lists import prompt_path
+from sidlsg.teachers.registry import Location, locate
+
+DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to start.
+
+    Attributes:
+        prompts: None when the list is still to be downloaded, to ``prompts_path``.
+        processes: how many the plan is for.
+        gpu: the device it is for, when it is a GPU. footprint: of the teacher, as far as it is known.
+        problem: why it cannot fit that GPU's memory, and which settings would; None when it does, or nothing is known.
+    """
+
+    config: Config
+    preset: str
+    folder: RunFolder
+    teacher: Location
+    prompts: PromptFile | None
+    prompts_path: Path
+    processes: int
+    gpu: Gpu | None
+    footprint: Recognised | None
+    problem: str | None
+
+    def plan(self) -> RenderableType:
+        """What will run, how it is cut up and what it will cost, as tables for a terminal."""
+        listed = f"{self.config.prompts} (to be downloaded to {self.prompts_path})"
+        if self.prompts is not None:
+            listed = repr(self.prompts)
+        return plan(
+            self.config, self.preset, self.folder.path, self.teacher, self.footprint, listed, self.processes, self.gpu
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether this run has ended already, with its student written."""
+        return self.folder.complete(self.config)
+
+
+def prepare(
+    preset: str | None = None, settings: Mapping[str, Any] | None = None, out: Path | None = None, dry_run: bool = False
+) -> Job:
+    """Settle the configuration, find teacher and prompts, and foresee the cost. Loads no network.
+
+    Args:
+        preset: name or file; None is ``cpu`` for the embedded teacher, else the bf16 preset of this machine's GPU.
+        settings: fields of ``Config`` that beat the preset.
+        out: run folder; None is one below ``runs/``, the same for the same settings.
+        dry_run: nothing is downloaded, and the plan is for the preset's hardware instead of this machine.
+
+    Raises UsageError for settings, names or files that are wrong.
+    """
+    settings = settings or {}
+    if preset is None:
+        teacher = settings.get("teacher")
+        preset = DEFAULT_PRESET if teacher in (None, DEFAULT_TEACHER) else preset_here(teacher)
+    config = make_config(preset, settings)
+    place = locate(config.teacher)
+    if (
+        place.folder is not None and place.entry is None
+    ):  # what is wrong with it is better said before anything is planned
+        from sidlsg.teachers.loading import check_teacher, describe
+
+        check_teacher(describe(place.folder, config.teacher))
+    launched = distributed.launched()
+    path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
+    gpu = plan_gpu(config, dry_run)
+    found = recognise(place, may_count=gpu is not None)
+    return Job(
+        config=config,
+        preset=preset,
+        folder=RunFolder(out or Path("runs") / default_name(config, preset)),
+        teacher=place,
+        prompts=None if to_download else PromptFile(path),
+        prompts_path=path,
+        processes=launched.world if launched.by_torchrun or not dry_run else config.processes,
+        gpu=gpu,
+        footprint=found,
+        problem=None if gpu is None else misfit(config, found.footprint if found else None, gpu),
+    )
+
+
+def launch(job: Job, console: Console | None = None, force: bool = False) -> RunFolder:
+    """Start or resume the run, and return its folder when the student is written. A run that is complete returns at once.
+
+    Args:
+        console: where progress goes; None is silent.
+        force: also when the plan says that memory will not suffice.
+
+    Raises UsageError for a run that cannot fit or a folder of another run, SidlsgError for one that failed or was stopped
+    (what it had written is kept, and the same call goes on from there).
+    """
+    if job.problem is not None and not force:
+        raise UsageError(job.problem)
+    if job.complete:
+        return job.folder
+    if job.prompts is None:
+        raise UsageError(
+            f"the prompt list {job.config.prompts} has not been downloaded; prepare the run without dry_run"
+        )
+    from sidlsg.training.trainer import Trainer
+
+    entry, config = job.teacher.entry, job.config
+    grid_file = config.grid_prompts or (entry and entry.grid_prompts)
+    grid = (PromptFile(grid_file) if grid_file else job.prompts)[: config.grid_images]
+    try:
+        Trainer(config, job.folder, job.prompts, grid, console or Console(quiet=True)).run()
+    finally:
+        distributed.stop()
+    return job.folder
+
+
+def preset_here(teacher: str | None) -> str:
+    """The bf16 preset for the GPU of this machine; raises UsageError where there is none that can run it."""
+    try:
+        import torch
+
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    except ImportError:
+        able = False
+    if not able:
+        raise UsageError(f"--teacher {teacher} needs a --preset (no GPU with bf16 here); see: sidlsg presets list")
+    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30)
+
+
+def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
+    """The GPU to plan for: the one the run would use; in a dry run, --gpu or the preset's. None on a CPU.
+
+    A GPU that the table lacks is known by its memory only: no estimate of time.
+    """
+    if dry_run:
+        return get_gpu(config.gpu) if config.gpu else None
+    from sidlsg.devices import pick_device
+
+    device = pick_device(config.device, distributed.launched().local_rank)
+    if device.type != "cuda":
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    total = properties.total_memory / 2**30
+    row = known_gpu(properties.name, total) or Gpu(
+        "", properties.name, total, dict.fromkeys(("16", "tf32", "fp32"), 0.0), {}
+    )
+    return replace(row, name=properties.name, memory=total)

@@ -1,0 +1,97 @@
+"""Checks before the first update, that cost seconds and save days."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sidlsg.errors import SidlsgError
+from sidlsg.method import draws
+from sidlsg.method.algorithm import Batch, update_generator
+from sidlsg.method.guidance import Guidance
+from sidlsg.method.times import UniformTimes
+from sidlsg.training.engine import Engine, plain_attention
+
+# Added to kappa4 for a gradient that is not zero, large against the rounding of half precision.
+RAISE = 10
+
+
+class _Probe:
+    """Stands in for the generator's NetworkUpdate: takes the gradient, parameter by parameter, and leaves no trace."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.parameters = list(module.parameters())
+        self.gradient: tuple[Tensor, ...] = ()
+
+    def accumulate(self, loss: Tensor, keep: Tensor, x_g: Tensor) -> None:
+        self.gradient = torch.autograd.grad(loss.sum(), self.parameters)
+
+    def step(self) -> None:
+        return None
+
+
+def norm(gradient: Iterable[Tensor]) -> float:
+    """The norm over all parameters, in float32, with one of them in hand at a time."""
+    return torch.stack([g.float().norm() for g in gradient]).norm().item()
+
+
+def preflight(engine: Engine, prompt: str) -> str:
+    """Check that psi and theta are copies of phi and that gradients through attention are right; returns a report.
+
+    With psi = phi and kappa2 = kappa4 the generator's gradient is zero, up to the rounding of terms that cancel. With
+    kappa4 raised it is not, and must be the one that attention written out in plain operations gives.
+
+    Raises SidlsgError, saying what to change, when a check fails.
+    """
+    nets, config, attention = engine.nets, engine.config, engine.attention
+    network, k4 = engine.generator, config.guidance.kappa4
+    times = UniformTimes(config.t_init, config.t_init)
+    found = draws.draw(config.seed, draws.PREFLIGHT, 0, 1, engine.teacher.latent_shape, times)
+    device = nets.empty.device
+    batch = Batch(found.z.to(device), engine.encode([prompt]), found.t.to(device), found.eps.to(device))
+
+    def gradient(kappa4: float) -> tuple[Tensor, ...]:
+        probe = _Probe(network)
+        update_generator(replace(nets, guidance=Guidance(1, k4, k4, kappa4)), probe, batch, 1)  # type: ignore[arg-type]
+        return probe.gradient
+
+    zero = norm(gradient(k4))
+    probed = gradient(k4 + RAISE)
+    size = norm(probed)
+    probed = tuple(g.cpu() for g in probed)  # two gradients at once would need more memory than training
+    if not (math.isfinite(size) and size > 0):
+        raise SidlsgError(
+            f"pre-flight: the generator's gradient is {size} before the first update; try --precision fp32"
+        )
+    exact = config.precision == "fp32" and not config.tf32
+    if not zero <= (1e-4 if exact else 0.02) * size:
+        raise SidlsgError(
+            f"pre-flight: with ψ = φ and κ2 = κ4 the generator's gradient must be zero, but its norm is {zero:.3g} "
+            f"(against {size:.3g} with κ4 raised by {RAISE}). The precision or the attention kernel is at fault: "
+            "try --precision fp32, or attention: eager in the preset."
+        )
+    try:
+        with ExitStack() as stack:
+            for net in (engine.teacher.network, engine.fake, network):
+                stack.enter_context(plain_attention(net))
+            gap = norm(g - p.to(g.device) for g, p in zip(gradient(k4 + RAISE), probed, strict=True)) / size
+        compared = f"within {gap:.1g} of plain attention's"
+    except torch.cuda.OutOfMemoryError:
+        gap, compared = 0.0, "not compared with plain attention's (no memory for that)"
+    if not gap <= (1e-2 if exact else 0.5):
+        raise SidlsgError(
+            f"pre-flight: the gradient through attention ({attention}) differs from plain attention's by {gap:.1%}; "
+            "use attention: eager in the preset, or another version of the attention library"
+        )
+    schedule = engine.teacher.schedule
+    ratio = schedule.noise_to_data_ratio(config.t_init, torch.zeros(1, dtype=torch.float64)).item()
+    return (
+        f"pre-flight: ψ = φ gives zero generator gradient ({zero:.1g} against {size:.3g} with κ4 + {RAISE}); attention "
+        f"{attention}, its gradient {compared}; latents are never clipped; {schedule.prediction_type} teacher, "
+        f"σ/a at t_init {ratio:.4f}"
+    )

@@ -1,0 +1,115 @@
+"""Scores of the student while it trains: lines in ``scores.jsonl``, curves, and the best student so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidlsg import distributed
+from sidlsg.config import Config
+from sidlsg.distributed import Processes
+from sidlsg.errors import UsageError
+from sidlsg.evaluation.protocol import Protocol, get_protocol
+from sidlsg.evaluation.reference import BENCH, load_reference
+from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
+from sidlsg.evaluation.weights import find_weights
+from sidlsg.prompts import PromptFile
+from sidlsg.sampling.draw import seed_noise
+from sidlsg.sampling.pictures import to_pil
+
+CHUNK = 256  # pictures in memory at once
+
+
+def due(before: int, after: int, every: int, batch: int) -> bool:
+    """Whether scores are due in (before, after]: at every multiple of ``every`` images and, before the first, at each
+    doubling of the batch, so that a log-log plot has points from the start on."""
+    if after // every > before // every:
+        return True
+    at = batch
+    while at < every:
+        if before < at <= after:
+            return True
+        at *= 2
+    return False
+
+
+class Tracker:
+    """Draws the protocol's first ``eval_images`` captions (caption i, seed i) and scores them; each process its share.
+
+    Raises UsageError or SidlsgError, before the run starts, when the reference or a weights file is missing.
+    """
+
+    def __init__(self, config: Config, device: torch.device, processes: Processes) -> None:
+        self.protocol: Protocol = get_protocol(config.eval_protocol)
+        self.processes, self.batch = processes, config.micro_batch
+        embedded = self.protocol.prompts == "emoji-bench"
+        if config.eval_reference is None and not embedded:
+            raise UsageError(
+                f"scoring by the protocol {self.protocol.name} while training needs eval_reference: a file of "
+                "`sidlsg eval stats`; for the emoji teacher, use eval_protocol: embedded"
+            )
+        self.scorer = Scorer(self.protocol, device)
+        if embedded:
+            captions: Sequence[str] = PromptFile(BENCH / "captions.txt")
+            self.reference = bench_reference(self.scorer)
+        else:
+            path = find_weights(self.protocol.prompts)
+            assert path is not None and config.eval_reference is not None
+            captions = PromptFile(path)
+            self.reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
+        self.captions = list(captions)[: config.eval_images]
+
+    @property
+    def key(self) -> str:
+        """The score that decides which student is best; smaller is better."""
+        return self.protocol.distance.lower()
+
+    def __call__(self, draw: Callable[[Tensor, list[str]], Tensor], shape: tuple[int, ...]) -> dict[str, float]:
+        """Scores of a generator.
+
+        Args:
+            draw: (z [B, C, H, W] on the CPU, B captions) -> images [B, 3, H', W'] in [0, 1].
+            shape: (C, H, W) of a latent.
+        """
+        mine = list(range(len(self.captions)))[self.processes.rank :: self.processes.world]
+        parts = []
+        for start in range(0, len(mine), CHUNK):
+            pictures = []
+            chunk = mine[start : start + CHUNK]
+            for first in range(0, len(chunk), self.batch):
+                seeds = chunk[first : first + self.batch]
+                pictures += to_pil(draw(seed_noise(seeds, shape), [self.captions[i] for i in seeds]))
+            parts.append(self.scorer.encode(pictures, features=True, clip=True))
+        numbers = torch.tensor(mine)
+        features, embeddings = torch.cat([p.features for p in parts]), torch.cat([p.embeddings for p in parts])  # type: ignore[misc]
+        everything = distributed.gather((numbers, features, embeddings))
+        order = torch.cat([part[0] for part in everything]).argsort()
+        encoded = Encoded(*(torch.cat([part[i] for part in everything])[order] for i in (1, 2)))
+        if not self.processes.main:
+            return {}
+        return self.scorer.score(encoded, self.reference, self.captions, [(i, i) for i in range(len(self.captions))])
+
+
+def draw_curves(scores: Sequence[dict[str, Any]], path: Path, distance: str) -> None:
+    """Distance and CLIP score against images seen, as the paper's figures 2 to 5; image 0 has no place on a log axis."""
+    from matplotlib.figure import Figure
+
+    lines = [line for line in scores if line["images_seen"] > 0]
+    if not lines:
+        return
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seen = [line["images_seen"] for line in lines]
+    left.plot(seen, [line[distance.lower()] for line in lines], marker="o", markersize=3)
+    left.set(xscale="log", yscale="log", xlabel="images seen", ylabel=distance)
+    right.plot(seen, [line["clip"] for line in lines], marker="o", markersize=3, color="tab:orange")
+    right.set(xscale="log", xlabel="images seen", ylabel="CLIP score")
+    for axes in (left, right):
+        axes.grid(True, which="both", alpha=0.3)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
