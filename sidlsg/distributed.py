@@ -1,6 +1,7 @@
-"""Several processes, started by ``torchrun``: each takes an equal slice of every batch; gradients are summed once an update.
+"""Data parallelism over processes started by ``torchrun``: each takes an equal slice of every batch.
 
-No wrapper around the networks: with tens of accumulation rounds there is nothing to overlap with.
+Gradients are summed over the processes once per update, after all accumulation rounds. DistributedDataParallel is not used: with
+tens of rounds, overlapping that one all-reduce with the last backward pass would gain next to nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is. ``main`` is the one that writes and prints."""
+    """The rank of this process among ``world`` processes. ``main`` is the one that writes and prints."""
 
     rank: int = 0
     world: int = 1
@@ -34,7 +35,7 @@ class Processes:
 
 
 def launched() -> Processes:
-    """What torchrun says in the environment, without starting anything."""
+    """Read torchrun's environment variables, without starting anything; raises UsageError when they are not integers."""
     if "WORLD_SIZE" not in os.environ:
         return Processes()
     try:
@@ -52,7 +53,7 @@ def start(device: torch.device) -> Processes:
 
     processes = launched()
     if processes.world > 1 and not dist.is_initialized():
-        # gloo for the flags that must not wait for the GPU, nccl for gradients.
+        # gloo for flags on the CPU, which must not wait for the GPU; nccl for gradients.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return processes
 
@@ -83,7 +84,7 @@ def all_reduce_sum(tensors: list[Tensor]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank, on every process."""
+    """The values of all processes, in order of rank, on every process."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -94,7 +95,7 @@ def gather(value: T) -> list[T]:
 
 
 def any_process(flag: bool) -> bool:
-    """True on every process when it is true on one; keeps processes from parting ways. Does not wait for a GPU."""
+    """True on every process when ``flag`` is true on any, so that all take the same branch. Does not wait for the GPU."""
     import torch
     import torch.distributed as dist
 

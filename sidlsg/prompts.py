@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line, UTF-8, of any length. No torch in here."""
+"""Prompt files: one prompt per line, UTF-8, of any length. No torch in here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def _clean(line: bytes) -> str:
 
 
 class PromptFile(Sequence[str]):
-    """The non-blank lines of a text file, stripped, read on demand: a prompt costs 16 bytes of memory.
+    """The non-blank lines of a text file, stripped, read on demand: each takes 16 bytes of memory.
 
-    Raises UsageError when the file is missing, not a file, holds no prompt, or is not UTF-8 (naming the line).
+    ``sha256`` is the hash of the whole file. Raises UsageError when the file is missing or unreadable, holds no prompt, or is not
+    UTF-8 (naming the line).
     """
 
     def __init__(self, path: Path | str) -> None:

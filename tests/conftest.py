@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 import huggingface_hub.constants
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sidlsg import cli
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
+from sidlsg.teachers.sdxl import StableDiffusionXL
 from sidlsg.teachers.stable_diffusion import StableDiffusion
 from sidlsg.teachers.student import save_folder
 
@@ -53,23 +55,24 @@ def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
     ).eval()
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that ``load_model`` and ``--teacher`` accept; byte-level tokenizer, 8x8 pictures."""
+def tiny_tokenizer(**options) -> CLIPTokenizer:
+    """One token a byte; six tokens a prompt."""
     letters = list(bytes_to_unicode().values())
-    vocab = {
-        token: i
-        for i, token in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
-    }
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
-    torch.manual_seed(1)
-    text_encoder = CLIPTextModel(
+    vocab = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(vocab)}, merges=[], model_max_length=TOKENS, **options)
+
+
+def tiny_text_encoder(kind: type, width: int, seed: int, layers: int = 1):
+    """A CLIP text model of ``width``, for ``tiny_tokenizer``."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    return kind(
         CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=WIDTH,
+            vocab_size=len(tokenizer),
+            hidden_size=width,
             intermediate_size=16,
-            projection_dim=WIDTH,
-            num_hidden_layers=1,
+            projection_dim=width,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             max_position_embeddings=TOKENS,
             bos_token_id=tokenizer.bos_token_id,
@@ -77,7 +80,11 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    vae = AutoencoderKL(
+
+
+def tiny_vae(**options) -> AutoencoderKL:
+    """8x8 pictures from 4x4 latents."""
+    return AutoencoderKL(
         sample_size=8,
         latent_channels=4,
         block_out_channels=(8, 8),
@@ -85,12 +92,71 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+        **options,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion folder that ``load_model`` and ``--teacher`` accept; byte-level tokenizer, 8x8 pictures."""
+    tokenizer, text_encoder = tiny_tokenizer(), tiny_text_encoder(CLIPTextModel, WIDTH, 1)
     scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     folder = tmp_path_factory.mktemp("models") / "teacher"
-    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": tiny_unet()}
+    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": tiny_vae(), "unet": tiny_unet()}
     save_folder(folder, SD, parts, scheduler)
     return folder
+
+
+def tiny_sdxl_unet(seed: int = 0) -> UNet2DConditionModel:
+    """SDXL's layout: text_time conditioning, more transformer layers further down; latents 4x4x4."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=WIDTH + 12,  # both encoders' widths
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 6 * 4,
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.fixture(scope="session", params=["as published", "without optional parts"])
+def tiny_sdxl(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SDXL folder; the second one has neither what the pipeline lists as optional nor what configs may leave out, and
+    guides from the encoding of "" instead of zeros."""
+    published = request.param == "as published"
+    parts = {
+        "tokenizer": tiny_tokenizer(),
+        "tokenizer_2": tiny_tokenizer(pad_token="!"),
+        "text_encoder": tiny_text_encoder(CLIPTextModel, WIDTH, 1, layers=2),
+        "text_encoder_2": tiny_text_encoder(CLIPTextModelWithProjection, 12, 2, layers=3),
+        "vae": tiny_vae(scaling_factor=0.13025, force_upcast=True),
+        "unet": tiny_sdxl_unet(),
+    }
+    scheduler = EulerDiscreteScheduler(**SD_BETAS, timestep_spacing="leading", steps_offset=1)
+    folder = tmp_path_factory.mktemp("models") / "sdxl"
+    save_folder(folder, StableDiffusionXL(), parts, scheduler, index={"force_zeros_for_empty_prompt": published})
+    if published:
+        (folder / "README.md").write_text("---\nlicense: openrail++\ntags:\n- text-to-image\n---\n# A card\n")
+    else:
+        change_json(folder / "model_index.json", feature_extractor=None, image_encoder=None)
+        change_json(folder / "vae" / "config.json", force_upcast=None, latents_mean=None, shift_factor=None)
+    return folder
+
+
+def change_json(path: Path, **changes) -> None:
+    """Set keys of a JSON object; None takes a key out."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(
+        json.dumps({k: v for k, v in content.items() if k not in changes or v is not None}), encoding="utf-8"
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from sidlsg.data import ASSETS
 from sidlsg.prompts import PromptFile
-from sidlsg.sampling.draw import make_grid, sample, to_pil
+from sidlsg.sampling.draw import draw
+from sidlsg.sampling.pictures import make_grid, to_pil
 from sidlsg.teachers.loading import load_model
 
 OUT = Path("docs/images")
@@ -32,10 +33,10 @@ def labelled(rows: list[tuple[str, Image.Image]], beside: bool = False, zoom: in
     else:
         size = (max(p.width for _, p in pictures), sum(p.height + head for _, p in pictures))
     page, place = Image.new("RGB", size, "white"), 0
-    draw = ImageDraw.Draw(page)
+    pen = ImageDraw.Draw(page)
     for text, picture in pictures:
         corner = (place, 0) if beside else (0, place)
-        draw.text((corner[0] + 2, corner[1] + 2), text, fill="black", font_size=13)
+        pen.text((corner[0] + 2, corner[1] + 2), text, fill="black", font_size=13)
         page.paste(picture, (corner[0], corner[1] + head))
         place += picture.width + gap if beside else picture.height + head
     return page
@@ -48,7 +49,7 @@ def teacher_scales(art: dict[str, np.ndarray], captions: list[str]) -> None:
     real = [Image.fromarray(art["images"][captions.index(p)]) for p in prompts]
     rows = [("one of the training pictures", make_grid(real, len(prompts)))]
     for scale in SCALES:
-        pictures = list(sample(teacher, prompts, range(len(prompts)), batch=16, steps=25, guidance=scale))
+        pictures = list(draw(teacher, prompts, range(len(prompts)), batch=16, steps=25, guidance=scale))
         rows.append((f"teacher, 25 DDIM steps, CFG {scale:g}", make_grid(pictures, len(prompts))))
     labelled(rows).save(OUT / "teacher-cfg.png", optimize=True)
 
@@ -60,7 +61,7 @@ def random_prompts(captions: list[str]) -> None:
     for name, label in (("emoji", "teacher, 25 DDIM steps, CFG 3"), ("emoji-student", "student, 1 step")):
         model = load_model(str(ASSETS / name), torch.device("cpu"))
         steps = {} if model.student else {"steps": 25, "guidance": 3.0}
-        rows.append((label, make_grid(list(sample(model, chosen, range(40), batch=20, **steps)), 20)))
+        rows.append((label, make_grid(list(draw(model, chosen, range(40), batch=20, **steps)), 20)))
     labelled(rows).save(OUT / "random-prompts.png", optimize=True)
     print("random prompts:", "; ".join(chosen))
 
@@ -114,7 +115,7 @@ def readme(run: Path) -> None:
         times = []
         for _ in range(4):
             begun = time.perf_counter()
-            pictures = list(sample(model, prompts, range(16), batch=16, **options))
+            pictures = list(draw(model, prompts, range(16), batch=16, **options))
             times.append(time.perf_counter() - begun)
         seconds[name] = (float(np.median(times[1:])), make_grid(pictures))
     (slow, teacher), (fast, _) = seconds["emoji"], seconds["emoji-student"]

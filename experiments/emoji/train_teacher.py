@@ -22,6 +22,7 @@ from fetch_art import SETS, STYLE_HINT
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sidlsg.teachers.stable_diffusion import StableDiffusion
 from sidlsg.teachers.student import save_folder
 
 TOKENS = 16  # the longest caption with its style takes 15, <|startoftext|> and <|endoftext|> included
@@ -115,7 +116,8 @@ def min_snr_weight(alpha_bar: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
 def export(folder: Path, tokenizer, text_encoder, unet, vae, note: dict) -> None:
     """Write a Stable Diffusion folder in half precision."""
     scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    save_folder(folder, tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, unet=unet, scheduler=scheduler)
+    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet}
+    save_folder(folder, StableDiffusion(), parts, scheduler)
     (folder / "training.json").write_text(json.dumps(note, indent=2) + "\n")
 
 

@@ -16,12 +16,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from naive import NaiveAlgorithm1
-from sidlsg.benchmark.measure import draw_batch, gemm_tflops
 
-from sidlsg import rng
-from sidlsg.config import forward_equivalents, make_config
+from sidlsg.benchmark.distillation import PROMPT
+from sidlsg.benchmark.timing import gemm_tflops
+from sidlsg.config import make_config
+from sidlsg.method import draws
+from sidlsg.planning.cost import forward_equivalents
+from sidlsg.planning.footprint import footprints
 from sidlsg.teachers.loading import load_model
-from sidlsg.teachers.registry import registry
 from sidlsg.training.engine import Engine
 
 CPU = torch.device("cpu")
@@ -31,16 +33,18 @@ def main() -> None:
     config = make_config("cpu", {})
     engine = Engine.build(config, load_model("emoji", CPU), CPU)
     naive = NaiveAlgorithm1(
-        load_model("emoji", CPU).unet.requires_grad_(True), tuple(config.guidance), batch=config.batch
+        load_model("emoji", CPU).network.requires_grad_(True), tuple(config.guidance), batch=config.batch
     )
-    batches = [draw_batch(engine, update, 0, CPU) for update in (rng.FAKE_SCORE, rng.GENERATOR)]
+    prompts = [PROMPT.format(i) for i in range(config.batch)]
+    first, second = (engine.draw(update, 0, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
+    empty = engine.encode.empty["text"]
 
     def ours() -> None:
-        engine.iterate((batches[0], batches[1]), 0)
+        engine.iterate((first, second), 0)
 
     def theirs() -> None:
-        naive.fake_score_step(batches[0].z, batches[0].c, batches[0].t, batches[0].eps, engine.encode.empty)
-        naive.generator_step(batches[1].z, batches[1].c, batches[1].t, batches[1].eps, engine.encode.empty)
+        naive.fake_score_step(first.z, first.c["text"], first.t, first.eps, empty)
+        naive.generator_step(second.z, second.c["text"], second.t, second.eps, empty)
 
     rates = {}
     for name, work in (("engine", ours), ("naive transcription", theirs)):
@@ -53,9 +57,8 @@ def main() -> None:
         rates[name] = config.batch / sorted(seconds)[1]
         print(f"{name}: {rates[name]:.2f} images/s ({', '.join(f'{s:.2f}' for s in seconds)} s)")
     print(f"engine / naive: {rates['engine'] / rates['naive transcription']:.2f}")
-    gflop = registry()["emoji"].gflop or 0
     gemm = gemm_tflops(CPU, torch.float32)
-    share = rates["engine"] * forward_equivalents(config) * gflop / 1e3 / gemm
+    share = rates["engine"] * forward_equivalents(config) * footprints()["emoji"].gflop / 1e3 / gemm
     print(f"UNet operations of the engine: {share:.0%} of a {1e3 * gemm:.0f} GFLOP/s fp32 matrix product")
 
 

@@ -12,12 +12,12 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from sidlsg.benchmark.measure import device_facts, measure
-
+from sidlsg.benchmark.distillation import measure
+from sidlsg.benchmark.machine import device_facts
 from sidlsg.config import Config, make_config
+from sidlsg.devices import pick_device
+from sidlsg.planning.footprint import footprints
 from sidlsg.teachers.architectures import build_model
-from sidlsg.teachers.loading import pick_device
-from sidlsg.teachers.registry import registry
 
 FLIPPED = (
     {"channels_last": False},
@@ -45,7 +45,7 @@ def main() -> None:
     device = pick_device(base.device)
     cases: dict[str, Config] = {args.preset: base}
     cases |= {", ".join(f"{k}={v}".lower() for k, v in change.items()): replace(base, **change) for change in FLIPPED}
-    gflop = registry()[args.arch].gflop or 0.0
+    gflop = footprints()[args.arch].gflop
     times: dict[str, list[float]] = {name: [] for name in cases}
     memory: dict[str, list[float]] = {name: [] for name in cases}
     shares: dict[str, list[float]] = {name: [] for name in cases}

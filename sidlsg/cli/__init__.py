@@ -75,7 +75,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        if stop.code == 130:  # how typer ends on Ctrl-C
+        if stop.code == 130:  # typer's exit code on Ctrl-C
             message, code = describe(KeyboardInterrupt())
             print(f"sidlsg: {message}", file=sys.stderr, flush=True)
             sys.exit(code)

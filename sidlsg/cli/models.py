@@ -1,4 +1,4 @@
-"""``sidlsg models``: the short names that ``--teacher`` and ``--model`` know."""
+"""``sidlsg models``: the short names that ``--teacher`` and ``--model`` accept."""
 
 from __future__ import annotations
 

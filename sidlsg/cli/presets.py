@@ -12,7 +12,7 @@ app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no
 
 @app.command("list")
 def list_presets() -> None:
-    """One line a preset: what it is for, and its main settings."""
+    """One line per preset: what it is for, and its main settings."""
     from rich.console import Console
     from rich.table import Table
 
@@ -24,7 +24,7 @@ def list_presets() -> None:
     table.add_column("for")
     for name in preset_names():
         config = make_config(name, {})
-        # The first line of the file, without the numbers after the semicolon.
+        # The first line of the file up to the semicolon; numbers follow it.
         purpose = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(";")[0]
         kappas = ", ".join(f"{k:g}" for k in dict.fromkeys(config.guidance))
         images = f"{config.images / 1e6:g}M" if config.images >= 1e6 else f"{config.images:,}"

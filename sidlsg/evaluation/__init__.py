@@ -1,4 +1,5 @@
-"""Scores by named protocol: which pictures, how they are prepared, which networks look at them, what is compared and reported.
+"""Evaluation by named protocols, which fix the pictures, their preprocessing, the feature networks and the scores.
 
-Imports sampling, runs, teachers, method and the ground. Protocols, published rows and weights files are tables beside the code.
+Imports sampling, runs, teachers and the base modules (data, errors, files, ...). Protocols, published results and weights files
+are YAML tables beside the code.
 """

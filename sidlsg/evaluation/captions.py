@@ -15,7 +15,13 @@ from sidlsg.prompts import PromptFile
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions (None when they are still to be downloaded, or there are none), where they are, their SHA-256."""
+    """The captions of an evaluation.
+
+    Attributes:
+        lines: the captions; None when they are not downloaded yet, or none were given.
+        where: their path; before a download, its URL and target path.
+        sha256: of the whole caption file; empty when unknown.
+    """
 
     lines: list[str] | None
     where: str
@@ -23,12 +29,16 @@ class Captions:
 
 
 def captions_of(request: Request, protocol: Protocol, download: bool) -> Captions:
-    """The captions of a request, the first ``limit`` of them when pictures are drawn.
+    """The captions of a request; only the first ``request.limit`` when pictures are to be drawn.
 
-    Raises UsageError when the protocol's own list has another length or hash than it must.
+    Args:
+        download: download the protocol's caption list when it is neither given nor cached.
+
+    Raises UsageError when the file given does not exist, or when the protocol's caption list has the wrong length or SHA-256;
+    SidlsgError when the download fails.
     """
     own = BENCH / "captions.txt"
-    if request.images is not None:  # whatever captions the pictures were made from
+    if request.images is not None:  # finished pictures: any caption file will do
         if request.prompts is None and protocol.prompts == "coco30k":
             return Captions(None, "none given", "")
         lines = PromptFile(request.prompts or own)

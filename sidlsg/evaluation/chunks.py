@@ -1,4 +1,4 @@
-"""Encoding tens of thousands of pictures in chunks that are kept, so that an interrupted evaluation goes on."""
+"""Encode tens of thousands of pictures in chunks that are saved, so that an interrupted evaluation can resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 4096  # pictures
 
 
 def chunk_key(scorer: Scorer, files: Sequence[Path], features: bool, clip: bool) -> str:
-    """A hash of protocol, weights and files: what is kept under another key is of no use."""
+    """The cache key of a chunk: a hash of the protocol, the weights, the outputs asked for and the files."""
     digest = hashlib.sha256(
         f"{scorer.protocol.fingerprint} {sorted(scorer.weights.items())} {features} {clip}".encode()
     )
@@ -32,7 +32,7 @@ def chunk_key(scorer: Scorer, files: Sequence[Path], features: bool, clip: bool)
 def encode_files(
     scorer: Scorer, files: Sequence[Path], features: bool, clip: bool, keep: Path, tick: Tick | None = None
 ) -> Encoded:
-    """``Scorer.encode`` chunk by chunk; each finished chunk is written to ``keep`` and not computed again."""
+    """``Scorer.encode`` chunk by chunk; each finished chunk is saved in the folder ``keep`` and never computed again."""
     parts = []
     for start in range(0, len(files), CHUNK):
         chunk = files[start : start + CHUNK]
@@ -49,7 +49,7 @@ def encode_files(
 
 
 def forget(keep: Path) -> None:
-    """Remove the kept chunks."""
+    """Remove the saved chunks."""
     shutil.rmtree(keep, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Scores as functions of features: what goes in is float32 [N, D], what comes out is a number."""
+"""Scores computed from features: float32 [N, D] in, numbers out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from sidlsg.errors import SidlsgError
 
-# Rows of a block of distances: 2,000 x 40,504 float32 is 0.3 GiB, and torch-fidelity holds a few such blocks.
+# Rows per block of a distance matrix: 2,000 x 40,504 float32 is 0.3 GiB, and torch-fidelity holds a few such blocks at once.
 BLOCK = 2000
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean [D] (float32) and covariance [D, D] (float64) of N features."""
+    """Mean [D] (float32) and covariance [D, D] (float64) of ``count`` feature vectors (0: unknown)."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -26,7 +26,7 @@ class Moments:
 
 
 def check_finite(features: Tensor, what: str) -> None:
-    """Raise SidlsgError, naming the first row, when a feature is not a finite number."""
+    """Raise SidlsgError, with the first such row and ``what`` in its message, when features [N, D] hold NaN or infinity."""
     bad = (~torch.isfinite(features).all(1)).nonzero()
     if len(bad):
         raise SidlsgError(
@@ -36,7 +36,7 @@ def check_finite(features: Tensor, what: str) -> None:
 
 
 def moments(features: Tensor, ddof: int = 1) -> Moments:
-    """Mean and covariance (dividing by N - ddof) of features [N, D]."""
+    """Mean and covariance (dividing by N - ddof) of features [N, D]; raises SidlsgError when N < 2."""
     if len(features) < 2:
         raise SidlsgError("a covariance needs at least two pictures")
     found = fid_features_to_statistics(features)
@@ -45,7 +45,7 @@ def moments(features: Tensor, ddof: int = 1) -> Moments:
 
 
 def frechet_distance(generated: Moments, reference: Moments) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), by torch-fidelity."""
+    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), computed by torch-fidelity."""
     one, two = ({"mu": m.mu, "sigma": m.sigma} for m in (generated, reference))
     return float(fid_statistics_to_metric(one, two, verbose=False)["frechet_inception_distance"])
 
@@ -53,11 +53,16 @@ def frechet_distance(generated: Moments, reference: Moments) -> float:
 def precision_recall(
     generated: Tensor, reference: Tensor, neighbours: int = 3, block: int = BLOCK
 ) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) by k nearest neighbours, in blocks of distances.
+    """Improved precision and recall (Kynkäänniemi et al. 2019), with distances computed block by block to save memory.
 
-    Precision: share of generated features within a ball of the reference; recall: the other way round.
+    Precision is the share of generated features that lie within the k-nearest-neighbour ball of a reference feature; recall is
+    the share of reference features within the ball of a generated one.
+
     Args:
-        generated, reference: float32 [N, D] and [M, D], more than ``neighbours`` each.
+        generated, reference: float32 [N, D] and [M, D].
+        neighbours: k.
+
+    Returns (precision, recall). Raises SidlsgError when N or M is not larger than k.
     """
     if min(len(generated), len(reference)) <= neighbours:
         raise SidlsgError(f"precision and recall need more than {neighbours} pictures on either side")
@@ -67,10 +72,12 @@ def precision_recall(
 
 
 def retrieval(images: Tensor, captions: Tensor, own: Tensor, block: int = BLOCK) -> tuple[float, float]:
-    """Share of pictures whose own caption is the nearest, and among the five nearest, of all distinct captions.
+    """Caption retrieval (top-1, top-5): the share of pictures whose own caption is the nearest, or among the five nearest.
 
     Args:
-        images: unit vectors [N, D]; captions: unit vectors [M, D]; own: index of each picture's caption, [N].
+        images: unit vectors [N, D].
+        captions: unit vectors [M, D] of all distinct captions.
+        own: index of each picture's own caption, [N].
     """
     ranks = []
     for part, index in zip(images.split(block), own.split(block), strict=True):

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: which ones, what determines them, and drawing those that are not there yet."""
+"""The pictures of an evaluation: list them, record the settings they depend on, and draw those that are missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidlsg.teachers.family import Model
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make: ``path`` is relative to the folder of pictures; the seed is the number in its name."""
+    """One picture to draw; ``path`` is relative to the folder of pictures, and the number in its name is the seed."""
 
     path: Path
     prompt: str
@@ -33,19 +33,19 @@ class Job:
 
 
 def caption_jobs(captions: Sequence[str]) -> list[Job]:
-    """Caption i with seed i as 00000i.png."""
+    """One job per caption: caption i, drawn with seed i, goes to ``00000i.png``."""
     return [Job(Path(f"{i:06d}.png"), caption, i) for i, caption in enumerate(captions)]
 
 
 def style_jobs(prompts: dict[str, list[str]]) -> list[Job]:
-    """HPSv2's layout: <style>/0000i.png; the seeds are the same in every style."""
+    """One job per prompt, in HPSv2's layout: prompt i of a style, drawn with seed i, goes to ``<style>/0000i.png``."""
     return [
         Job(Path(style) / f"{i:05d}.png", text, i) for style, texts in prompts.items() for i, text in enumerate(texts)
     ]
 
 
 def model_digest(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all weights: two models with one digest draw the same."""
+    """SHA-256 over names, dtypes, shapes and bytes of all weights: models with the same digest draw the same pictures."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -55,7 +55,7 @@ def model_digest(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the pictures of an evaluation; kept beside them as ``generation.json``."""
+    """The settings that the pictures of an evaluation depend on; saved beside them as ``generation.json``."""
 
     model: str
     unet_sha256: str
@@ -70,7 +70,10 @@ class Settings:
     noise: str = "torch CPU generator, seed = caption number"
 
     def claim(self, folder: Path) -> None:
-        """Write ``generation.json``; raises UsageError when the folder holds pictures made in another way."""
+        """Write ``generation.json``.
+
+        Raises UsageError when the folder holds pictures made with other settings, SidlsgError when it cannot be written.
+        """
         path = folder / "generation.json"
         if path.is_file():
             try:
@@ -96,7 +99,7 @@ class Settings:
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """Jobs whose picture is not there yet."""
+    """The jobs whose picture is not in ``folder`` yet."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} if folder.is_dir() else set()
     return [job for job in jobs if job.path.as_posix() not in names]
 
@@ -113,9 +116,10 @@ def generate(
     sampler: str | None = None,
     tick: Tick | None = None,
 ) -> int:
-    """Draw the pictures that ``folder`` does not have yet, this process its share; returns how many it drew.
+    """Draw this process's share of the pictures missing from ``folder``; returns how many it drew.
 
-    A picture is written under a temporary name and renamed, by threads, while the next ones are drawn.
+    Threads save the pictures while the next ones are drawn. A file is renamed only when complete, so an interruption leaves
+    no half-written picture.
     """
     todo = missing(jobs, folder)[processes.rank :: processes.world]
     for parent in {folder / job.path.parent for job in todo}:
@@ -132,7 +136,7 @@ def generate(
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         waiting: list[Future[None]] = []
         for job, picture in zip(todo, pictures, strict=True):
-            # Fast compression: writing must not hold up the network.
+            # Fast compression, so that saving does not hold up drawing.
             facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed, "model": model.source}
             waiting.append(pool.submit(save_png, picture, folder / job.path, compress_level=1, **facts))
             if len(waiting) >= 4 * batch:

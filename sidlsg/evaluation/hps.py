@@ -1,8 +1,8 @@
-"""HPSv2: 100 x the cosine of picture and prompt under the human-preference CLIP, on 4 x 800 prompts.
+"""HPSv2: 100 x the cosine similarity of picture and prompt in a CLIP trained on human preferences, over 4 x 800 prompts.
 
-The paper's numbers are of checkpoint v2.0, on JPEG pictures of quality 75. Its preprocessing is not open_clip's: pictures are
-resized as float tensors (long side to 224, bicubic, zero padding). torchvision up to 0.16 did that without antialiasing, later
-ones with it, and scores differ by tenths; the setting is recorded with every score.
+The paper's numbers use checkpoint v2.0 and JPEG pictures of quality 75. HPSv2's preprocessing differs from open_clip's: pictures
+are resized as float tensors (long side to 224, bicubic, zero padding). torchvision up to 0.16 did that without antialiasing,
+later versions with it, and scores differ by tenths; the setting is recorded with every score.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ARCHITECTURE = "ViT-H-14"
 
 @dataclass
 class HpsScorer:
-    """A preference model: pictures [B, 3, 224, 224] and prompts to scores.
+    """A preference model that scores pairs of picture and prompt.
 
     Args:
         model: CLIP with ``encode_image`` and ``encode_text``.
-        tokenizer: list of prompts -> tokens.
+        tokenizer: list of B prompts -> tokens [B, L].
         prepare: picture -> normalised float32 [3, 224, 224].
-        facts: what is recorded with the scores: version, backend, antialias.
+        facts: settings recorded with the scores: version, JPEG quality, backend, antialiasing.
     """
 
     model: Any
@@ -49,7 +49,7 @@ class HpsScorer:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Scores [B] of pairs: 100 x cosine, float32."""
+        """Scores of B (picture, prompt) pairs: 100 x cosine similarity, float32 [B] on the CPU."""
         x = torch.stack([self.prepare(picture) for picture in pictures]).to(self.device)
         image = F.normalize(self.model.encode_image(x).float(), dim=1)
         text = F.normalize(self.model.encode_text(self.tokenizer(list(prompts)).to(self.device)).float(), dim=1)
@@ -57,7 +57,7 @@ class HpsScorer:
 
 
 def prepare(picture: Image.Image, antialias: bool = True) -> Tensor:
-    """RGB -> float tensor, long side to 224 (bicubic, not clamped), centred on zeros, normalised: [3, 224, 224]."""
+    """HPSv2's preprocessing: long side to 224 (bicubic, not clamped), padded with zeros, normalised; float32 [3, 224, 224]."""
     x = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
     scale = SIZE / max(x.shape[1:])
     height, width = (round(side * scale) for side in x.shape[1:])
@@ -70,7 +70,7 @@ def prepare(picture: Image.Image, antialias: bool = True) -> Tensor:
 
 
 def as_jpeg(picture: Image.Image) -> Image.Image:
-    """The picture after a round trip through JPEG with Pillow's defaults, as the authors' script stores them."""
+    """The picture after a round trip through JPEG of quality 75: the authors' script scores such files."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, format="JPEG", quality=HPS_JPEG_QUALITY)
     return Image.open(buffer).convert("RGB")
@@ -85,9 +85,14 @@ def load_hps(
     package: bool = False,
     architecture: str = ARCHITECTURE,
 ) -> HpsScorer:
-    """The preference model through open_clip or, with ``package``, through the installed ``hpsv2`` package's own code.
+    """Load the preference model with open_clip or, with ``package``, with the code of the installed ``hpsv2`` package.
 
-    Raises UsageError for an unknown version or a missing package, SidlsgError for weights that cannot be found or loaded.
+    Args:
+        weights: path of the checkpoint; None looks in the cache, then downloads.
+        antialias: resize with antialiasing; the package does as torchvision does.
+
+    Raises UsageError for an unknown version or a missing file or package, SidlsgError for weights that cannot be downloaded or
+    loaded.
     """
     if version not in HPS_VERSIONS:
         raise UsageError(f'HPS version is "{version}"; use {" or ".join(HPS_VERSIONS)}')
@@ -113,12 +118,12 @@ def load_hps(
 def _load_package(
     path: Path, device: torch.device, version: str, facts: dict[str, Any], architecture: str
 ) -> HpsScorer:
-    """The same through the package's model code, tokenizer and preprocessing."""
+    """``load_hps`` with the package's own model code, tokenizer and preprocessing."""
     try:
         from hpsv2.src.open_clip import create_model_and_transforms, get_tokenizer
 
         tokenizer = get_tokenizer(architecture)
-    except Exception as error:  # its wheels miss a file, and import tkinter and others
+    except Exception as error:  # its wheels lack a file, and import tkinter and others
         raise UsageError(
             f"the hpsv2 package cannot be used ({type(error).__name__}: {error}); leave out --hps-package (the built-in path "
             'gives the same scores), or install a complete build: pip install "hpsv2x==1.2.0"'
@@ -133,7 +138,10 @@ def _load_package(
 
 
 def load_prompts(style: str, given: Path | None = None) -> list[str]:
-    """The 800 prompts of a style, from ``given``/<style>.json, the cache, or a download."""
+    """The 800 prompts of a style, from ``given``/<style>.json, the cache, or a download.
+
+    Raises UsageError when the given file does not exist, SidlsgError when it cannot be downloaded or is no list of 800 prompts.
+    """
     path = find_weights(f"hps-prompts-{style}", given / f"{style}.json" if given else None)
     assert path is not None
     try:
@@ -146,7 +154,10 @@ def load_prompts(style: str, given: Path | None = None) -> list[str]:
 
 
 def summary(scores: dict[str, Tensor]) -> dict[str, float]:
-    """Per style the mean and the standard deviation of the means of ten chunks, as the package prints them; and the average."""
+    """Mean of every style (``hps_<style>``) and of all prompts (``hps_average``).
+
+    ``hps_<style>_std`` is the standard deviation of the means of ten chunks, as the hpsv2 package prints it.
+    """
     found: dict[str, float] = {}
     for style, values in scores.items():
         chunks = np.array([chunk.mean() for chunk in np.array_split(values.double().numpy(), 10) if len(chunk)])

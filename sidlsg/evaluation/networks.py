@@ -1,6 +1,7 @@
-"""The networks behind the scores: Inception and the judge as torch-fidelity extractors, CLIP through open_clip.
+"""The networks behind the scores: feature extractors for torch-fidelity, and CLIP models through open_clip.
 
-Each takes uint8 pictures [B, 3, H, W] that a protocol has already cropped and resized.
+The judge is the embedded benchmark's own small CLIP and serves as both. All networks take uint8 pictures that the protocol has
+already cropped and resized.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ INCEPTION_SIZE = 299
 
 
 class InceptionBicubic(FeatureExtractorInceptionV3):
-    """Inception-2015 behind clean-fid's resize: antialiased bicubic in float, clamped, never quantised again."""
+    """Inception-2015 after clean-fid's resize: antialiased bicubic in float, clamped, not rounded to 8 bits again."""
 
     TRUNK = (
         *(
@@ -66,13 +67,13 @@ class InceptionBicubic(FeatureExtractorInceptionV3):
 
 
 def resize_bicubic(x: Tensor) -> Tensor:
-    """To 299x299, grey levels in float: as Pillow's bicubic on float channels, clamped to 0...255."""
+    """Float [B, C, H, W] with levels 0 to 255 -> [B, C, 299, 299], as Pillow's bicubic on float channels, clamped."""
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
     return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
 
 
 class JudgeFeatures(FeatureExtractorBase):
-    """The judge's image embedding, not normalised."""
+    """The judge's image embedding, not normalised, as a feature extractor."""
 
     def __init__(self, name: str, features_list: Sequence[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
@@ -101,7 +102,10 @@ register_feature_extractor(JUDGE_NAME, JudgeFeatures)
 
 
 def feature_extractor(protocol: Protocol, weights: Path | None, device: torch.device) -> FeatureExtractorBase:
-    """The protocol's extractor with its weights, made by torch-fidelity's registry.
+    """The protocol's feature extractor with its weights, created through torch-fidelity's registry.
+
+    Args:
+        weights: Inception's weights file; None for the judge.
 
     Raises SidlsgError when ``weights`` is not a state dict of this network.
     """
@@ -110,7 +114,7 @@ def feature_extractor(protocol: Protocol, weights: Path | None, device: torch.de
     else:
         name, layer, path = BICUBIC if protocol.features_resize == "bicubic" else BILINEAR, "2048", str(weights)
         assert weights is not None
-        # torch-fidelity loads with weights_only=False; a file that passes here holds tensors only.
+        # torch-fidelity unpickles with weights_only=False: make sure first that the file holds nothing but tensors.
         with _clear_failure(weights, "inception"):
             torch.load(weights, map_location="cpu", weights_only=True)
     with _clear_failure(weights or JUDGE, protocol.features):
@@ -120,17 +124,17 @@ def feature_extractor(protocol: Protocol, weights: Path | None, device: torch.de
 
 
 class Clip:
-    """An open_clip model with its tokenizer: embeddings of pictures and captions.
+    """An open_clip model with its tokenizer, to embed pictures and captions.
 
     Args:
         model: an open_clip CLIP model, in eval mode.
-        tokenizer: list of captions -> tokens [B, L].
-        size: side of the square pictures the image tower takes.
+        tokenizer: list of B captions -> tokens [B, L].
+        size: side of the square pictures that the image encoder takes.
         mean, std: of the normalisation, for values in [0, 1].
-        prefix: put in front of every caption.
-        resize: how pictures reach ``size``: pil (open_clip's validation preprocessing: shortest side, bicubic on 8 bits,
-            centre crop), tensor (bicubic without antialiasing), or None (they have it).
-        truncates: lower the grey levels 1 to 63 by one first (GigaGAN's script).
+        prefix: prepended to every caption.
+        resize: how pictures are brought to ``size``: pil (open_clip's validation preprocessing: shortest side, bicubic on
+            8 bits, centre crop), tensor (bicubic without antialiasing), or None (they have that size).
+        truncates: first lower the levels 1 to 63 by one, as GigaGAN's script does by truncation.
     """
 
     def __init__(
@@ -176,7 +180,7 @@ class Clip:
 
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], batch: int = 128) -> Tensor:
-        """Captions -> unit vectors [N, D], float32 on the CPU; the prefix is put in front of each."""
+        """Captions -> unit vectors [N, D], float32 on the CPU; the prefix is prepended to each."""
         parts = []
         for start in range(0, len(captions), batch):
             tokens = self.tokenizer([self.prefix + caption for caption in captions[start : start + batch]])
@@ -185,7 +189,7 @@ class Clip:
 
 
 def _truncated() -> np.ndarray:
-    """uint8 levels after v/255 -> [-1, 1] -> back -> truncation in float32, as in GigaGAN's CLIP script: [256]."""
+    """What GigaGAN's CLIP script makes of each uint8 level, [256]: v/255, to [-1, 1] and back in float32, then truncated."""
     level = torch.arange(256, dtype=torch.float32) / 255
     back = ((level - 0.5) / 0.5 + 1) / 2
     return (back * 255).to(torch.uint8).numpy()
@@ -195,7 +199,7 @@ TRUNCATED = _truncated()
 
 
 def load_judge() -> Clip:
-    """The embedded benchmark's CLIP."""
+    """The judge, the embedded benchmark's CLIP, on the CPU."""
     from open_clip.tokenizer import SimpleTokenizer
 
     config = json.loads((JUDGE / "open_clip_config.json").read_text(encoding="utf-8"))
@@ -234,7 +238,7 @@ def _side(size: int | Sequence[int]) -> int:
 
 
 def _open_clip(name: str, weights: Path | None, path: Path, option: str) -> Any:
-    """An open_clip model in eval mode, its own chatter kept off the terminal."""
+    """An open_clip model in eval mode, loaded without its log messages."""
     import open_clip
 
     with _clear_failure(path, option), quiet_logging():
@@ -243,7 +247,7 @@ def _open_clip(name: str, weights: Path | None, path: Path, option: str) -> Any:
 
 @contextlib.contextmanager
 def quiet_logging() -> Iterator[None]:
-    """open_clip logs errors that it also raises."""
+    """Switch logging off: open_clip logs errors that it also raises."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -254,7 +258,7 @@ def quiet_logging() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _clear_failure(path: Path, name: str) -> Iterator[None]:
-    """Each library raises its own types for a file that is not what it should be; all mean the same to the user."""
+    """Turn whatever a library raises for a wrong or damaged file into a SidlsgError that says what to do."""
     try:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError):

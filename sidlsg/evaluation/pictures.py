@@ -1,4 +1,4 @@
-"""Folders of pictures, and the crop and resize that a protocol puts in front of every network."""
+"""Folders of pictures, and the crop and resize that a protocol applies before any network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOSSY = {".jpg", ".jpeg", ".webp"}
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """A picture as RGB; raises UsageError, naming the file, when it is unreadable or cut short."""
+    """A picture as RGB; raises UsageError, naming the file, when it is missing, unreadable or truncated."""
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
@@ -30,9 +30,10 @@ def load_rgb(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Folder:
-    """The pictures below a folder, in natural order; ``index[i]`` is the number in the name of file i, or None.
+    """The pictures below a folder, in natural order.
 
-    Numbers pair pictures with captions: ``000017.png`` shows caption 17 whatever else is missing from the folder.
+    ``index[i]`` is the number that file i is named by; ``index`` is None when any name is not a number. Numbers pair pictures
+    with captions: ``000017.png`` shows caption 17, even when other pictures are missing.
     """
 
     path: Path
@@ -53,7 +54,7 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
 
 
 def find_pictures(path: Path) -> Folder:
-    """All pictures below ``path``; raises UsageError when there is none, or when two carry the same number."""
+    """All pictures below ``path``; raises UsageError when there are none, or when two have the same number."""
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder of pictures")
     files = [f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
@@ -71,7 +72,7 @@ def find_pictures(path: Path) -> Folder:
 
 
 def common_size(folder: Folder) -> tuple[int, int]:
-    """(width, height) of all pictures, read from their headers; raises UsageError when they differ."""
+    """The (width, height) of all pictures, read from their headers; raises UsageError when they differ."""
     sizes: dict[tuple[int, int], Path] = {}
     for file in folder.files:
         try:
@@ -89,7 +90,7 @@ def common_size(folder: Folder) -> tuple[int, int]:
 
 
 def centre_square(picture: Image.Image, rounding: str) -> Image.Image:
-    """The largest centred square. Where the margin is odd, ``round`` goes half to even (torchvision), ``floor`` down."""
+    """The largest centred square. ``round`` rounds a half-pixel offset half to even (as torchvision), ``floor`` down."""
     width, height = picture.size
     side = min(width, height)
     offset = {"round": lambda d: round(d / 2), "floor": lambda d: d // 2}[rounding]
@@ -98,9 +99,9 @@ def centre_square(picture: Image.Image, rounding: str) -> Image.Image:
 
 
 def to_protocol(picture: Image.Image, protocol: Protocol, name: object = "a picture") -> np.ndarray:
-    """The picture that is compared: uint8 [size, size, 3].
+    """Crop and resize an RGB picture as the protocol says: uint8 [size, size, 3].
 
-    Raises UsageError when the protocol takes pictures only as they are and this one has another size.
+    Raises UsageError, naming the picture by ``name``, when the protocol does not resize and the picture has another size.
     """
     size = (protocol.size, protocol.size)
     if protocol.crop is None:
@@ -115,7 +116,7 @@ def to_protocol(picture: Image.Image, protocol: Protocol, name: object = "a pict
 
 
 def load_sheet(path: Path, size: int, count: int) -> list[Image.Image]:
-    """Pictures of ``size`` cut out of one sheet, row by row."""
+    """The first ``count`` pictures, ``size`` pixels square, of a contact sheet, row by row."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
@@ -124,7 +125,7 @@ def load_sheet(path: Path, size: int, count: int) -> list[Image.Image]:
 
 
 def pairs(index: Sequence[int] | None, count: int, captions: int) -> list[tuple[int, int]]:
-    """(position of a picture, number of its caption) for each of ``count`` pictures that has a caption."""
+    """(position, number of its caption) of each picture among the first ``count`` that has one of ``captions`` captions."""
     if index is None:
         return []
     return [(position, number) for position, number in enumerate(index[:count]) if number < captions]

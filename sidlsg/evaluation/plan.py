@@ -1,4 +1,4 @@
-"""What an evaluation shows before it: what it would do, need and download. No torch in here."""
+"""The dry run of an evaluation: what it would do, need and download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sidlsg.teachers.registry import locate
 
 
 def plan(request: Request) -> RenderableType:
-    """What ``run`` would do, need and download for this request; nothing is downloaded for it."""
+    """A table of what ``run`` would do, need and download for this request; downloads nothing."""
     return _lines(_hps_rows(request) if request.hpsv2 else _protocol_rows(request))
 
 
@@ -31,7 +31,7 @@ def _lines(rows: list[tuple[str, str]]) -> RenderableType:
 
 
 def weights_line(name: str, given: Path | None) -> str:
-    """Where a weight file is, or from where it would come."""
+    """Where a weights file is, or where it would be downloaded from."""
     row = weight_files()[name]
     if given is not None:
         return f"{given}" + ("" if given.is_file() else " (there is no such file)")
@@ -87,7 +87,7 @@ def _protocol_rows(request: Request) -> list[tuple[str, str]]:
 
 
 def _drawing_lines(request: Request, folder: Path, paths: list[Path]) -> list[tuple[str, str]]:
-    """Which pictures, by which model, and how many are there already."""
+    """The model, the pictures it would draw, and how many of them exist already."""
     there = sum((folder / "images" / path).exists() for path in paths)
     how = "".join(f", {k} {v}" for k, v in request.generation.items() if v is not None)
     rows = [("model", f"{request.drawn}{how} ({_place(request.drawn)})")]
@@ -97,7 +97,7 @@ def _drawing_lines(request: Request, folder: Path, paths: list[Path]) -> list[tu
 
 
 def _place(model: str) -> str:
-    """Where a model is, or from where it would be downloaded; raises UsageError for one that nobody knows."""
+    """Where a model is, or where it would be downloaded from; raises UsageError for an unknown one."""
     if (Path(model) / "config.yaml").is_file():
         return "a run folder"
     place = locate(model)

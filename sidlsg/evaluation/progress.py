@@ -1,4 +1,4 @@
-"""What an evaluation shows while it goes on."""
+"""The progress bars and messages of a running evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bars:
-    """Progress bars by name; on a pipe, one line each. ``bars(name, total)`` returns the function to tick with."""
+    """Named progress bars; where the output is no terminal, one line for each.
+
+    ``bars(name, total)`` adds a bar and returns the function that advances it by a count.
+    """
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -12,7 +12,7 @@ from sidlsg.errors import UsageError, nearest
 
 HPS_STYLES = ("anime", "photo", "concept-art", "paintings")
 HPS_VERSIONS = ("v2.0", "v2.1")
-HPS_PROMPTS = 800  # a style
+HPS_PROMPTS = 800  # per style
 HPS_JPEG_QUALITY = 75  # as the authors' script stores the pictures it scores
 
 
@@ -20,7 +20,7 @@ HPS_JPEG_QUALITY = 75  # as the authors' script stores the pictures it scores
 class Protocol:
     """One row of ``protocols.yaml``.
 
-    ``distance`` is what the Fréchet distance is called: FID only where the features are Inception's.
+    ``distance`` is the name under which the Fréchet distance is reported: FID only where the features are Inception's.
     """
 
     name: str
@@ -33,21 +33,21 @@ class Protocol:
     size: int  # side of the square pictures that are compared
     crop: (
         str | None
-    )  # offset of the centre crop when it is half a pixel: round (half to even) or floor; None: no resize
+    )  # how a half-pixel offset of the centre crop is rounded: round (half to even), floor; None: no crop, no resize
     features: str  # inception or judge
     features_resize: str | None  # to Inception's 299: bicubic (antialiased, float) or bilinear (TensorFlow 1's)
     ddof: int  # of the covariances
     neighbours: int  # k of precision and recall
     clip_model: str  # open_clip architecture, or judge
     clip_weights: str  # key of weights.yaml, or judge
-    clip_prefix: str  # put in front of every caption
+    clip_prefix: str  # prepended to every caption
     clip_resize: str | None  # pil (open_clip's preprocessing), tensor (bicubic without antialiasing), None (as it is)
-    clip_truncates: bool
-    retrieval: bool = False
+    clip_truncates: bool  # lower the levels 1 to 63 by one first, as GigaGAN's script does
+    retrieval: bool = False  # also report caption retrieval
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that changes a number."""
+        """A hash of all fields that can change a score."""
         facts = {k: v for k, v in asdict(self).items() if k not in ("what", "reference", "images")}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ def protocols() -> dict[str, Protocol]:
 
 
 def get_protocol(name: str) -> Protocol:
-    """A protocol by name; raises UsageError, naming the nearest."""
+    """The protocol of that name; raises UsageError, suggesting the closest name, when there is none."""
     if name not in protocols():
         raise UsageError(f'unknown protocol "{name}"{nearest(name, protocols())}')
     return protocols()[name]

@@ -1,4 +1,4 @@
-"""What generated pictures are compared with: statistics and features of real ones, in one file that can be passed on."""
+"""What generated pictures are compared with: statistics and features of real ones, in one file that can be shared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ BENCH = ASSETS / "emoji-bench"
 class Reference:
     """Moments (for the Fréchet distance) and, for precision and recall, features [M, D] of real pictures.
 
-    ``weights`` is the SHA-256 of the feature network's file, ``source`` where the pictures came from.
+    ``protocol`` and ``fingerprint`` are the protocol's; ``weights`` is the SHA-256 of the feature network's file, ``source``
+    says where the pictures came from.
     """
 
     protocol: str
@@ -59,13 +60,13 @@ class Reference:
 
 
 def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: bool = False) -> Reference:
-    """Read what ``Reference.save`` (or, with ``assume``, another tool) wrote.
+    """Read a statistics file that ``Reference.save`` (or, with ``assume``, another tool) wrote.
 
     Args:
-        weights: SHA-256 of the feature network in use; None when no network is to be compared with.
-        assume: take a file that names no protocol (only mu and sigma) as made by this one.
+        weights: SHA-256 of the feature network in use; None accepts a file made with any network.
+        assume: accept a file that names no protocol (only mu and sigma) as made by this one.
 
-    Raises UsageError when the file was made by another protocol or with another network, or is not such a file.
+    Raises UsageError when the file is missing, is not a statistics file, or was made by another protocol or with another network.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
@@ -111,7 +112,10 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
 
 
 def cache_path(protocol: Protocol, weights: str, folder: Folder | None) -> Path:
-    """Where features of a folder are kept: the name carries a hash of protocol, weights and list of files."""
+    """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached.
+
+    The file name contains a hash of the protocol, the weights and the list of files.
+    """
     digest = hashlib.sha256(f"{protocol.fingerprint} {weights}".encode())
     if folder is None:
         digest.update(file_digest(BENCH / "reference.png").encode())
@@ -130,7 +134,7 @@ def file_digest(path: Path) -> str:
 
 
 def cached(path: Path, protocol: Protocol, weights: str) -> Reference | None:
-    """The cached features, or None; a damaged cache file is as good as none."""
+    """The cached features; None when the cache file is missing or cannot be used."""
     if not path.is_file():
         return None
     try:

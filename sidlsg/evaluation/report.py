@@ -1,4 +1,4 @@
-"""What an evaluation shows after it: the table, with published rows of the same protocol beside it. No torch in here."""
+"""The report of an evaluation: a table of its scores, with published results of the same protocol below. No torch in here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sidlsg.data import read_table
 
-# Key in results -> heading, digits.
+# Key in results -> heading, decimals.
 COLUMNS = {
     "fid": ("FID", 2),
     "fd": ("fd", 2),
@@ -30,12 +30,12 @@ COLUMNS = {
 
 @functools.cache
 def published() -> dict[str, list[dict[str, Any]]]:
-    """Rows of other results by protocol: the paper's for gigagan and hps-v2.0, measured ones for embedded."""
+    """Results to compare with, by protocol: the paper's for gigagan and hps-v2.0, our own measurements for embedded."""
     return read_table("evaluation/published.yaml")
 
 
 def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and rows of text: this result first, then the published ones of the same protocol only."""
+    """Headings, and rows of text: this result first, then the published ones of the same protocol."""
     scores = results["scores"]
     keys = [key for key in COLUMNS if key in scores]
     head = ["", *(COLUMNS[key][0] for key in keys)]
@@ -47,7 +47,7 @@ def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _as_published(key: str, value: float | None, protocol: str) -> str:
-    """With as many digits as the paper gives (CLIP scores have two or three); our own rows as the result itself."""
+    """Format with as many decimals as the paper gives (two or three for CLIP); our own rows like the result itself."""
     if value is None:
         return "–"
     if protocol == "embedded":
@@ -56,7 +56,7 @@ def _as_published(key: str, value: float | None, protocol: str) -> str:
 
 
 def describe(results: dict[str, Any]) -> str:
-    """This result in a few words: model, steps, guidance."""
+    """This result in a few words: model, steps, guidance, sampler; or the folder of pictures."""
     about = results["generation"]
     if "model" not in about:
         return f"pictures in {about['images']}"
@@ -66,7 +66,7 @@ def describe(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """``results.md``: the table, and what the numbers are."""
+    """The text of ``results.md``: the table, where its other rows come from, warnings and package versions."""
     head, rows = table_rows(results)
     lines = [f"# {results['protocol']}: {results['what']}", ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

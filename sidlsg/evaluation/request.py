@@ -1,4 +1,4 @@
-"""What an evaluation is asked for: one dataclass with the defaults, and what does not go together. No torch in here."""
+"""The options of an evaluation: one dataclass with their defaults, and the check for conflicts. No torch in here."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ METRICS = ("fid", "clip", "pr")
 
 @dataclass(frozen=True)
 class Request:
-    """What ``sidlsg eval`` and ``sidlsg.evaluate`` take.
+    """The options of ``sidlsg eval`` and ``sidlsg.evaluate``.
 
-    Alone, it scores the shipped emoji student by the protocol ``embedded``. Raises UsageError for what does not go together.
+    The defaults score the shipped emoji student by the protocol ``embedded``. Raises UsageError for options that conflict.
 
     Attributes:
-        model: run folder, diffusers folder, alias or hub id; images: score this folder of pictures instead.
-        coco30k: 30,000 COCO captions, as the paper's tables 1 and 2; hpsv2: 4 x 800 prompts, human preference score.
-        reference: real pictures as a folder, or a file of ``sidlsg eval stats``.
-        prompts: caption file, line i for picture i; with hpsv2, a folder.
-        protocol: gigagan, sid-lsg or embedded; only: which of fid, clip and pr.
-        limit: only the first captions, which is comparable with no table.
-        steps, guidance, sampler: of a teacher; precision: of the generator.
-        inception, clip, hps: weights files instead of the cached or downloaded ones.
-        assume_protocol: take statistics of another tool as this protocol's.
-        out: folder for pictures and results; None is one below ``evals/``.
+        model: run folder, diffusers folder, alias or hub id.
+        images: score this folder of pictures instead of drawing with a model.
+        coco30k: draw the 30,000 COCO captions, as in the paper's tables 1 and 2.
+        hpsv2: compute the human preference score over 4 x 800 prompts.
+        reference: real pictures: a folder, or a file made by ``sidlsg eval stats``.
+        prompts: caption file, line i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        protocol: gigagan, sid-lsg or embedded; None chooses by the other options.
+        only: which of fid, clip and pr (precision and recall) to compute.
+        limit: use only the first captions; the scores are then not comparable with published ones.
+        steps, guidance, sampler: of a teacher.
+        batch: pictures per forward pass.
+        precision: of the generator: fp32, bf16 or fp16.
+        inception, clip, hps: weights files to use instead of the cached or downloaded ones.
+        hps_version, hps_antialias, hps_package: see ``sidlsg.evaluation.hps.load_hps``.
+        assume_protocol: accept statistics made by another tool as this protocol's.
+        out: folder for pictures and results; None chooses one below ``evals/``.
     """
 
     model: str | None = None
@@ -82,7 +88,10 @@ class Request:
 
     @classmethod
     def of(cls, **options: Any) -> Request:
-        """From plain values: paths as text, ``only`` as "fid,clip". Raises UsageError, naming the nearest, for an unknown one."""
+        """From plain values: paths as text, ``only`` as "fid,clip".
+
+        Raises UsageError, suggesting the closest name, for an unknown option.
+        """
         known = {field.name: field.type for field in fields(cls)}
         for name in options:
             if name not in known:
@@ -96,22 +105,22 @@ class Request:
 
     @property
     def chosen(self) -> Protocol:
-        """The protocol named, or the one that goes with the rest; not for HPSv2, which has its own."""
+        """The protocol that was named, or the default one for the other options. Not for HPSv2, which has its own."""
         return get_protocol(self.protocol or ("gigagan" if self.coco30k or self.images is not None else "embedded"))
 
     @property
     def drawn(self) -> str:
-        """The model that draws the pictures, where some are drawn."""
+        """The model that draws the pictures, unless ``images`` are given."""
         return self.model or "emoji-student"
 
     @property
     def generation(self) -> dict[str, Any]:
-        """How a teacher draws."""
+        """The sampling options of a teacher; None stands for the default."""
         return {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
 
     @property
     def folder(self) -> Path:
-        """Where pictures and results go: the same request gives the same folder."""
+        """The folder of pictures and results; the same request always gets the same folder, so that it can resume."""
         if self.out is not None:
             return self.out
         kind = f"hps-{self.hps_version}" if self.hpsv2 else self.chosen.name
@@ -122,5 +131,5 @@ class Request:
 
 
 def parse_only(text: str) -> tuple[str, ...]:
-    """ "fid,clip" -> ("fid", "clip"); what is known is checked by ``Request``."""
+    """ "fid,clip" -> ("fid", "clip"); the names are checked by ``Request``."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))

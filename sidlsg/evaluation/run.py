@@ -1,4 +1,4 @@
-"""An evaluation from end to end: pictures of a model (resumable, split over processes), their scores, the report."""
+"""An evaluation from end to end: draw pictures (resumable, split over processes), score them, write the report."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from sidlsg.version import __version__
 
 
 def run(request: Request, console: Console | None = None) -> dict[str, Any] | None:
-    """Draw what is missing, score it, write ``results.json`` and ``results.md``; returns what is in the former.
+    """Draw the pictures that are missing, score them all, and write ``results.json`` and ``results.md``.
 
     Args:
         console: where progress and warnings go; None is silent.
 
-    Returns None in the processes that only draw. Raises UsageError or SidlsgError, before anything is drawn, for a reference,
-    weights or captions that are missing or of another protocol.
+    Returns the content of ``results.json``, or None in processes other than the main one, which only draw. Raises UsageError or
+    SidlsgError, before anything is drawn, when reference, weights or captions are missing or belong to another protocol.
     """
     device = pick_device(request.device, distributed.launched().local_rank)
     console = console if console is not None and distributed.launched().main else Console(quiet=True)
@@ -52,7 +52,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
 
 
 def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
-    """FID (or fd), CLIP score, precision and recall."""
+    """Evaluate by a protocol of ``protocols.yaml``: FID (or fd), CLIP score, precision and recall."""
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
     captions = captions_of(request, protocol, download=True)
     if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
@@ -66,7 +66,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
 
     begun = time.monotonic()
     scorer = reference = None
-    if main:  # missing or wrong weights stop the evaluation before hours of drawing, not after
+    if main:  # missing or wrong weights must stop the evaluation before hours of drawing
         files = {"inception": request.inception, "clip": request.clip}
         scorer = Scorer(protocol, device, request.only, batch=request.batch, **files)
         if {"fid", "pr"} & set(request.only):
@@ -106,7 +106,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
 
 
 def _without_reference(request: Request, protocol: Protocol) -> Request:
-    """Only the CLIP score, where that was asked for; raises UsageError where it was not."""
+    """Fall back to the CLIP score alone, when a folder of pictures is scored and ``only`` has it; else raise UsageError."""
     if request.images is None:
         raise UsageError(
             f"--reference is missing: {protocol.reference} as a folder, or a file of `sidlsg eval stats`. Without one, only "
@@ -118,8 +118,8 @@ def _without_reference(request: Request, protocol: Protocol) -> Request:
 
 
 def _first(folder: Folder, limit: int) -> Folder:
-    """The pictures with numbers below ``limit``: a larger evaluation may have been in this folder before."""
-    assert folder.index is not None  # our own names
+    """The pictures with numbers below ``limit``: an earlier, larger evaluation may have left more in the folder."""
+    assert folder.index is not None  # named by ``caption_jobs``
     kept = [(file, number) for file, number in zip(folder.files, folder.index, strict=True) if number < limit]
     return replace(folder, files=tuple(f for f, _ in kept), index=tuple(n for _, n in kept))
 
@@ -127,7 +127,13 @@ def _first(folder: Folder, limit: int) -> Folder:
 def draw(
     request: Request, jobs: Sequence[Job], prompts: str, digest: str, bars: Bars, device: torch.device
 ) -> dict[str, Any]:
-    """Draw the missing pictures (this process's share) and wait for the others; returns what determines them."""
+    """Draw this process's share of the missing pictures and wait for the other processes.
+
+    Args:
+        prompts, digest: name and SHA-256 of the list of prompts.
+
+    Returns the fields of ``Settings``. Raises UsageError when the folder holds pictures made with other settings.
+    """
     precision = pick_precision(request.precision, device)
     model = open_model(request.drawn, device, DTYPES[precision])
     processes = distributed.start(device)
@@ -150,7 +156,7 @@ def draw(
     distributed.barrier()
     left = len(missing(jobs, images))
     tick = bars(f"drawing ({len(jobs) - left:,} of {len(jobs):,} are there)", -(-left // processes.world))
-    distributed.barrier()  # all processes have counted before the first one writes
+    distributed.barrier()  # no process draws before all have counted
     batch = request.batch or (16 if device.type == "cuda" else 32)
     generate(model, jobs, images, processes, batch=batch, tick=tick, **request.generation)
     distributed.barrier()
@@ -159,7 +165,7 @@ def draw(
 
 
 def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
-    """The human preference score of 4 x 800 prompts."""
+    """Evaluate by HPSv2: the human preference score over 4 x 800 prompts."""
     main = distributed.launched().main
     prompts = {style: hps.load_prompts(style, request.prompts)[: request.limit] for style in HPS_STYLES}
     digest = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()
@@ -209,10 +215,10 @@ def make_statistics(
     batch: int | None = None,
     console: Console | None = None,
 ) -> int:
-    """Write a file of reference statistics to share, so that others need no pictures; returns how many pictures it is of.
+    """Write a file of reference statistics, so that others need not have the pictures; returns the number of pictures.
 
     Args:
-        features: keep the features too, which precision and recall need.
+        features: store the features too, which precision and recall need.
 
     Raises UsageError for a folder without pictures, an unknown protocol, or a name that does not end in .npz.
     """
@@ -228,7 +234,7 @@ def make_statistics(
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that touches a number."""
+    """Versions of all packages that can affect a score."""
     names = (
         "torch",
         "torchvision",
@@ -243,7 +249,7 @@ def versions() -> dict[str, str]:
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``; raises UsageError when the folder holds results of another protocol."""
+    """Write ``results.json`` and ``results.md``; raises UsageError when the folder holds results of another protocol."""
     path = folder / "results.json"
     if path.is_file():
         try:

@@ -1,4 +1,4 @@
-"""From pictures to scores: one pass over the pictures through all networks of a protocol, then the comparisons."""
+"""From pictures to scores: encode all pictures once with the networks of a protocol, then compute its scores."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Tick = Callable[[int], None]
 
 @dataclass
 class Encoded:
-    """Features [N, D] and CLIP embeddings [N, E] (unit vectors) of pictures, in their order."""
+    """Features [N, D] and CLIP embeddings [N, E] (unit vectors) of pictures, in their order; empty or None if not asked for."""
 
     features: Tensor
     embeddings: Tensor | None = None
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures by file name or in memory -> (uint8 [3, S, S] for the features, float32 [3, s, s] for CLIP or empty)."""
+    """Pictures from files or memory. An item is (uint8 [3, S, S] for the features, float32 [3, s, s] for CLIP or empty)."""
 
     def __init__(self, items: Sequence[Path | Image.Image], protocol: Protocol, clip: Clip | None) -> None:
         self.items, self.protocol, self.clip = items, protocol, clip
@@ -55,13 +55,14 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Scorer:
-    """The networks of one protocol, loaded once, and its scores.
+    """Loads the networks of one protocol and computes its scores.
 
     Args:
-        metrics: which of fid, clip and pr; networks that none of them needs are not loaded.
-        inception, clip: paths of weight files; None looks in the cache, then downloads.
+        metrics: which of fid, clip and pr (precision and recall); networks that none of them needs are not loaded.
+        inception, clip: paths of weights files; None looks in the cache, then downloads.
+        batch: pictures per forward pass; None chooses by the device.
 
-    Raises UsageError or SidlsgError when a weights file is missing or is another model's.
+    Raises UsageError or SidlsgError when a weights file is missing or belongs to another model.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Scorer:
             self.weights[protocol.features] = file_sha256(path or JUDGE / "open_clip_model.safetensors")
         if "clip" in metrics:
             path = None if protocol.clip_weights == "judge" else find_weights(protocol.clip_weights, clip)
-            # The judge is one network for both: no second pass over the pictures.
+            # The judge gives both features and embeddings: no second forward pass.
             shared = self.extractor is not None and protocol.clip_weights == protocol.features
             self.clip = self.extractor.clip if shared else load_clip(protocol, path, device)  # type: ignore[union-attr]
             self.weights[protocol.clip_weights] = file_sha256(path or JUDGE / "open_clip_model.safetensors")
@@ -99,7 +100,7 @@ class Scorer:
     def encode(
         self, items: Sequence[Path | Image.Image], features: bool, clip: bool, tick: Tick | None = None
     ) -> Encoded:
-        """All pictures through the networks asked for; ``tick(n)`` is told of every n pictures done."""
+        """Encode pictures with the feature network, with CLIP, or both; ``tick(n)`` is called after each batch of n."""
         separate = self.clip if clip and not (self.shared and features) else None
         data = Pictures(items, self.protocol, separate)
         workers = min(8, (os.cpu_count() or 1) - 1) if self.device.type == "cuda" and len(items) > 256 else 0
@@ -122,7 +123,7 @@ class Scorer:
         return Encoded(torch.cat(parts) if parts else torch.empty(0), torch.cat(embeddings) if embeddings else None)
 
     def reference(self, features: Tensor, source: str) -> Reference:
-        """Features [M, D] of real pictures with their statistics."""
+        """A reference from the features [M, D] of real pictures; raises SidlsgError when they are not finite."""
         check_finite(features, source)
         protocol = self.protocol
         found = moments(features, protocol.ddof)
@@ -136,14 +137,16 @@ class Scorer:
         paired: Sequence[tuple[int, int]] = (),
         stage: Callable[[str], None] = lambda text: None,
     ) -> dict[str, float]:
-        """The protocol's numbers.
+        """Compute the protocol's scores.
 
         Args:
-            captions: the caption list; ``paired`` says which picture (by position) shows which caption.
-            stage: told what is being computed.
+            captions: the caption list.
+            paired: (position of a picture, number of its caption), for the pictures that have one.
+            stage: called with the name of each computation before it starts.
 
-        Returns distance under the protocol's name (``fid`` or ``fd``), ``precision``, ``recall``, ``clip``,
-        ``retrieval_top1`` and ``retrieval_top5``, as far as asked for and possible.
+        Returns those that were asked for and are possible of the Fréchet distance (``fid`` or ``fd``), ``precision``,
+        ``recall``, ``clip``, ``retrieval_top1`` and ``retrieval_top5``. Raises SidlsgError for features that are not finite or
+        do not fit the reference.
         """
         scores: dict[str, float] = {}
         protocol = self.protocol
@@ -190,7 +193,7 @@ def bench_reference(scorer: Scorer) -> Reference:
 
 
 def keep(reference: Reference, path: Path) -> None:
-    """Save to the cache; a cache that cannot be written is worth a word, not a failure."""
+    """Save to the cache; when it cannot be written, say so on stderr and go on."""
     try:
         reference.save(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From a reference and a folder of pictures to scores, with a warning for everything doubtful about them."""
+"""Score a folder of pictures against a reference, with a warning for everything that makes the scores doubtful."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
 def use_reference(
     scorer: Scorer, given: Path | None, assume: bool, bar: Callable[[str, int], Tick], warn: Callable[[str], None]
 ) -> Reference:
-    """The reference of an evaluation: statistics file, folder of real pictures (encoded once), or the embedded one."""
+    """The reference of an evaluation, from a statistics file or a folder of real pictures (encoded once, then cached).
+
+    ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does.
+    """
     protocol = scorer.protocol
     if given is None and protocol.prompts == "emoji-bench":
         return bench_reference(scorer)
@@ -36,7 +39,7 @@ def use_reference(
 
 
 def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick]) -> Reference:
-    """Features of a folder of real pictures, from the cache or computed and cached."""
+    """Statistics and features of a folder of real pictures, from the cache, or computed and cached."""
     protocol = scorer.protocol
     path = cache_path(protocol, scorer.feature_weights, folder)
     found = cached(path, protocol, scorer.feature_weights)
@@ -60,7 +63,15 @@ def score_pictures(
     warn: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> dict[str, float]:
-    """Scores of a folder of generated pictures; everything doubtful about it is told to ``warn``."""
+    """Scores of a folder of generated pictures; ``warn`` is called with everything that makes them doubtful.
+
+    Args:
+        work: folder in which encoded chunks are saved.
+        bar: starts a progress bar (name, total) and returns the function that advances it.
+        stage: called with the name of each computation.
+
+    Raises UsageError when the pictures differ in size, or when there is nothing to compute.
+    """
     protocol = scorer.protocol
     common_size(folder)
     if folder.lossy:
@@ -100,7 +111,10 @@ def score_pictures(
 def score_styles(
     scorer: hps.HpsScorer, prompts: dict[str, list[str]], folder: Path, tick: Tick, batch: int = 20
 ) -> dict[str, float]:
-    """HPSv2 of <folder>/<style>/<index>.png (or .jpg, taken as they are)."""
+    """HPSv2 scores of ``<folder>/<style>/0000i.png``, after a round trip through JPEG (``.jpg`` files as they are).
+
+    Raises UsageError when a picture is missing or unreadable, SidlsgError when a score is not finite.
+    """
     scores: dict[str, torch.Tensor] = {}
     for style, texts in prompts.items():
         parts = []

@@ -1,4 +1,4 @@
-"""Weight and data files of the metrics: an explicit path, then the local cache, then a download with a pinned SHA-256."""
+"""Weights and data files of the metrics, looked for at a given path, then in the local cache, then downloaded and verified."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One row of ``weights.yaml``. ``option`` is the command-line option that takes a path instead."""
+    """One row of ``weights.yaml``. ``option`` is the command-line option that takes a local path instead."""
 
     name: str
     what: str
@@ -27,7 +27,7 @@ class WeightFile:
     url: str
     bytes: int | None = None
     sha256: str | None = None
-    others: tuple[str, ...] = ()  # further names it may have in the cache
+    others: tuple[str, ...] = ()  # other names it may have in the cache
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def weight_files() -> dict[str, WeightFile]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; large files are hashed once and remembered by path, size and time of change."""
+    """SHA-256 of a file; hashes of files over 16 MiB are cached by path, size and modification time."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     memory = cache_folder() / "hashes.json"
@@ -65,7 +65,7 @@ def file_sha256(path: Path) -> str:
 
 
 def cached_path(row: WeightFile) -> Path | None:
-    """The file in the cache, under any of its names."""
+    """The file in the cache, under any of its names; None when it is not there."""
     for name in (row.file, *row.others):
         path = cache_folder() / "weights" / name
         if path.is_file():
@@ -74,10 +74,10 @@ def cached_path(row: WeightFile) -> Path | None:
 
 
 def find_weights(name: str, given: Path | None = None, download: bool = True) -> Path | None:
-    """The path of a weight file: ``given``, else the cache, else downloaded there.
+    """The path of a weights file: ``given``, else the file in the cache, else a download to the cache.
 
-    Returns None when it is not here and ``download`` is False. Raises UsageError when ``given`` does not exist, SidlsgError
-    when the file cannot be downloaded (naming it, its address and the option that takes a path) or has the wrong hash.
+    Returns None when the file would have to be downloaded and ``download`` is False. Raises UsageError when ``given`` does not
+    exist, SidlsgError when the file has the wrong hash or cannot be downloaded (naming its URL and the option that takes a path).
     """
     row = weight_files()[name]
     if given is not None:
@@ -106,7 +106,7 @@ def find_weights(name: str, given: Path | None = None, download: bool = True) ->
 
 
 def announced_sha256(url: str) -> str | None:
-    """The SHA-256 that the hub gives for a large file, or None where it gives none."""
+    """The SHA-256 that the hub gives for a large file, None where it gives none; raises OSError when it does not answer."""
     from huggingface_hub import get_hf_file_metadata
 
     if not url.startswith(os.environ.get("HF_ENDPOINT", HUB)):
@@ -127,7 +127,7 @@ def _check(row: WeightFile, path: Path) -> None:
 
 
 def _download(row: WeightFile, target: Path) -> None:
-    """Stream to a temporary name, check the hash, rename."""
+    """Download under a temporary name, check the hash, rename."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.sha256()
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors files and one JSON file, complete or absent, never half."""
+"""Checkpoints: folders of safetensors files and one JSON file, each complete or absent, never half-written."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STATE = "state.json"
 class Checkpoints:
     """The checkpoints of a run, ``<folder>/<images seen>/``; the newest ``keep`` are kept.
 
-    A checkpoint is written to a temporary name, flushed to the disk and renamed: whatever interrupts that leaves the older
-    ones as they were.
+    A checkpoint is written under a temporary name, flushed to the disk and renamed, so that an interruption leaves the older
+    ones intact.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -33,7 +33,10 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
 
     def save(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> Path:
-        """Write ``{name}.safetensors`` for each group of tensors and ``state.json``; then drop the oldest."""
+        """Write ``{name}.safetensors`` for each group of tensors and ``state.json``, then delete the oldest checkpoints.
+
+        Returns the checkpoint's folder. Raises SidlsgError when it cannot be written.
+        """
         target = self.folder / f"{images_seen:012d}"
         temporary = self.folder / f".{target.name}.part"
         for stale in self.folder.glob(".*.part"):
@@ -49,7 +52,7 @@ class Checkpoints:
             (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             for file in temporary.iterdir():
                 flush(file)
-            flush(temporary)  # its entries, before it takes the checkpoint's name
+            flush(temporary)  # its directory entries, before it takes the checkpoint's name
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             flush(self.folder)
@@ -70,7 +73,9 @@ class Checkpoints:
         return f"{kept[-1]} is intact: free some space and run the same command again to go on from there"
 
     def load_latest(self) -> tuple[Tensors, dict[str, Any], list[str]] | None:
-        """The newest readable checkpoint as (tensors on the CPU, state, warnings about newer damaged ones); None without.
+        """The newest readable checkpoint as (tensors on the CPU, state, warnings about newer, damaged ones).
+
+        Returns None when there is no checkpoint.
 
         Raises SidlsgError when there are checkpoints but every one is damaged.
         """

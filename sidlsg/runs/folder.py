@@ -1,4 +1,4 @@
-"""The folder of a run: what is where, and whether a command may go on with what is there. No torch in here."""
+"""The folder of a run: where its files are, and whether a command may resume the run in it. No torch in here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sidlsg.config import Config, load_settings
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.files import write_text
 
-# Settings that may differ when a run is taken up again: they change where, how fast, in how much memory or how long the run
-# goes, not what it computes (up to rounding).
+# Settings that may differ when a run is resumed: they change where, how fast, in how much memory and for how long it runs, and
+# how it is watched, but not what it computes (up to rounding).
 FREE = {
     "images",
     "device",
@@ -42,7 +42,7 @@ FREE = {
 
 
 def default_name(config: Config, preset: str | None) -> str:
-    """The same command gives the same folder: teacher, preset, strategy and scales."""
+    """The name of a run's folder, from teacher, preset, strategy and guidance scales: the same command resumes the same run."""
     scales = "-".join(f"{k:g}" for k in config.kappa) if config.kappa else "default"
     name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy_name}-{scales}"
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
@@ -87,11 +87,11 @@ class RunFolder:
         return self.path / "best"
 
     def load_config(self) -> Config:
-        """The configuration saved beside the run."""
+        """The configuration saved in ``config.yaml``."""
         return Config(**load_settings(self.config))
 
     def complete(self, config: Config) -> bool:
-        """Whether the run of this configuration has ended here with its student written."""
+        """Whether the folder holds a finished run (one with a student) of exactly this configuration."""
         return self.student.is_dir() and self.config.is_file() and self.load_config() == config
 
     def check(self, config: Config) -> None:
@@ -108,7 +108,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
 
     def claim(self, config: Config) -> None:
-        """Make the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
+        """Create the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
         self.check(config)
         try:
             for folder in (self.path, self.checkpoints, self.samples):
@@ -119,7 +119,7 @@ class RunFolder:
             raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
 
     def cut_metrics(self, images_seen: int) -> None:
-        """Drop metrics and scores written after the checkpoint that a resumed run goes on from, and a half-written last line."""
+        """Drop metrics and scores beyond ``images_seen``, from which a run resumes, and damaged lines."""
         for path in (self.metrics, self.scores):
             if not path.exists():
                 continue
@@ -128,7 +128,7 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` or ``scores.jsonl``; a damaged line (an interrupted write) is left out."""
+    """The lines of a ``metrics.jsonl`` or ``scores.jsonl``; damaged lines (an interrupted write) are skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

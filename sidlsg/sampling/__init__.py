@@ -1,1 +1,1 @@
-"""Prompts and seeds to pictures, and pictures to PNG files and grids. Imports teachers, method and the ground."""
+"""From prompts and seeds to pictures, PNG files and grids. Imports teachers, method and errors."""

@@ -1,4 +1,4 @@
-"""Prompts and seeds to pictures: one pass for a student, diffusers' own pipeline for a teacher with many steps."""
+"""Draw pictures from prompts and seeds: one step for a student, diffusers' own multi-step pipeline for a teacher."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sidlsg.teachers.family import Model
 
 
 def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """z ~ N(0, I), float32 [B, *shape], each image from a CPU generator of its own seed.
+    """z ~ N(0, I), float32 [B, *shape], each sample from a CPU generator with its own seed.
 
-    The same numbers as diffusers draws for ``generator=[torch.Generator().manual_seed(s) for s in seeds]``.
+    diffusers draws the same numbers given ``generator=[torch.Generator().manual_seed(s) for s in seeds]``.
     """
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -44,10 +44,10 @@ SAMPLERS = {
 def many_steps(
     model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
 ) -> Tensor:
-    """Classifier-free guidance by the stock diffusers pipeline of the model's family, images [B, 3, H, W] in [0, 1].
+    """Sample with classifier-free guidance by the family's stock diffusers pipeline: images [B, 3, H, W] in [0, 1].
 
     Args:
-        sampler: a key of ``SAMPLERS``; None is the model's own.
+        sampler: a key of ``SAMPLERS``; None uses the model's own scheduler.
     """
     import diffusers
 
@@ -67,9 +67,9 @@ def many_steps(
 def check_sampling(
     model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
 ) -> tuple[int, float]:
-    """Steps and guidance scale with their defaults: one pass for a student, 25 steps at CFG 3 for a teacher.
+    """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 
-    Raises UsageError when they do not fit the model, or for an unknown sampler.
+    Raises UsageError when an option does not fit the model, or for an unknown sampler.
     """
     if model.student is not None:
         if steps not in (None, 1):
@@ -97,9 +97,10 @@ def draw(
     """One picture for each (prompt, seed) pair, in order; picture i does not depend on ``batch``.
 
     Args:
-        steps: 1 for a one-step student (its default); more runs ``sampler`` (None: the model's own) with ``guidance``.
+        batch: pictures drawn at once.
+        steps, guidance, sampler: of a teacher, by default 25, 3 and its own scheduler; a student needs none of them.
 
-    Raises UsageError when the settings do not fit the model.
+    Raises UsageError when the options do not fit the model.
     """
     steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):

@@ -20,7 +20,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def make_grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side on white, in rows; about square unless ``columns`` says otherwise."""
+    """Pictures of one size in a grid on white, row by row; about square unless ``columns`` is given."""
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = pictures[0].size

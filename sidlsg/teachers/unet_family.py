@@ -30,7 +30,7 @@ class UnetFamily(Family):
     network = "unet"
     base: str  # the usual teacher of the family, for advice
     sample_size: int  # of a UNet whose config does not say, in latent pixels
-    decode_at_once: int | None = None  # pictures; bounds the VAE's memory
+    decode_at_once: int | None = None  # pictures; bounds the memory of the VAE
     addition: str | None  # `addition_embed_type` of the UNet
 
     def check(self, about: Description) -> None:
@@ -73,7 +73,7 @@ class UnetFamily(Family):
         elif kind == "EulerAncestralDiscreteScheduler" and about.scheduler.get("timestep_spacing") == "trailing":
             why = "a Turbo model"
         elif named:
-            why = f'a few-step model by its name ("{named}")'
+            why = f'a few-step model by its name ("{named}"; if it is none, give it as a folder of another name)'
         if why:
             raise UsageError(
                 f"{about.source} is {why}: it was distilled already and is no teacher. Give the model it was distilled from, "

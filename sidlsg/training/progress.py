@@ -1,4 +1,4 @@
-"""What a run shows: a rich progress bar on a terminal, a plain line every few seconds elsewhere."""
+"""The progress of a run: a rich progress bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NOTE = (
     "look at the grids in samples/, and at x_g's mean and standard deviation staying put."
 )
 
-# With beta1 = 0 a step is about lr x g / sqrt(v), 1e-6. Half the spacing of fp16 numbers at 0.0039 is already 1.9e-6, so for
-# weights of SD1.5's size (standard deviation 0.02) five updates in six round away; with bf16 weights it is 98 %.
+# With beta1 = 0 an Adam step is about lr x g / sqrt(v), 1e-6. From 0.0039 on, fp16 numbers are at least 3.8e-6 apart and the step
+# rounds away: for five in six weights of SD1.5's size (standard deviation 0.02). With bf16 weights it is 98 %.
 FP16_NOTE = (
     "pure fp16 is the paper's setting for small cards: most updates of 1e-6 are lost in the rounding of half-precision "
     "weights, and quality levels off early. The bf16 presets keep fp32 weights, in no more memory."
@@ -24,9 +24,9 @@ FP16_NOTE = (
 
 
 class RunProgress:
-    """Images seen, images/s, time left, both losses, peak memory. Use as a context manager.
+    """Shows images seen, images/s, time left, both losses and peak memory. Use as a context manager.
 
-    ``due()`` says when the next update is wanted, so that the caller reads values off a GPU only then.
+    ``due()`` says whether an update is wanted, so that the caller reads values from the GPU only then.
     """
 
     def __init__(self, console: Console, total: int, start: int) -> None:
@@ -53,7 +53,7 @@ class RunProgress:
         return time.monotonic() - self._last >= self.every
 
     def update(self, images_seen: int, loss_fake: float, loss_generator: float, peak_gib: float) -> None:
-        """Show one line; losses are sums over C, H, W, means over the batch."""
+        """Show one line; losses are summed over C, H, W and averaged over the batch."""
         self._last = time.monotonic()
         rate = (images_seen - self.start) / max(1e-9, self._last - self._begun)
         left = duration((self.total - images_seen) / rate) if rate > 0 else "?"

@@ -1,4 +1,4 @@
-"""Scores of the student while it trains: lines in ``scores.jsonl``, curves, and the best student so far."""
+"""Scores of the student while it trains: when they are due, how they are computed, and their curves."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ CHUNK = 256  # pictures in memory at once
 
 
 def due(before: int, after: int, every: int, batch: int) -> bool:
-    """Whether scores are due in (before, after]: at every multiple of ``every`` images and, before the first, at each
-    doubling of the batch, so that a log-log plot has points from the start on."""
+    """Whether scores are due at a number of images in (before, after].
+
+    They are due at every multiple of ``every`` and, before the first, at each doubling of the batch, so that a log-log plot has
+    points from the start.
+    """
     if after // every > before // every:
         return True
     at = batch
@@ -38,7 +41,9 @@ def due(before: int, after: int, every: int, batch: int) -> bool:
 
 
 class Tracker:
-    """Draws the protocol's first ``eval_images`` captions (caption i, seed i) and scores them; each process its share.
+    """Draws pictures of the protocol's first ``eval_images`` captions (caption i with seed i) and scores them.
+
+    The processes share the drawing and encoding; the main one computes the scores.
 
     Raises UsageError or SidlsgError, before the run starts, when the reference or a weights file is missing.
     """
@@ -65,15 +70,17 @@ class Tracker:
 
     @property
     def key(self) -> str:
-        """The score that decides which student is best; smaller is better."""
+        """The name of the score that decides which student is best; smaller is better."""
         return self.protocol.distance.lower()
 
     def __call__(self, draw: Callable[[Tensor, list[str]], Tensor], shape: tuple[int, ...]) -> dict[str, float]:
-        """Scores of a generator.
+        """Score a generator.
 
         Args:
             draw: (z [B, C, H, W] on the CPU, B captions) -> images [B, 3, H', W'] in [0, 1].
             shape: (C, H, W) of a latent.
+
+        Returns the scores on the main process, an empty dict on the others.
         """
         mine = list(range(len(self.captions)))[self.processes.rank :: self.processes.world]
         parts = []
@@ -95,7 +102,10 @@ class Tracker:
 
 
 def draw_curves(scores: Sequence[dict[str, Any]], path: Path, distance: str) -> None:
-    """Distance and CLIP score against images seen, as the paper's figures 2 to 5; image 0 has no place on a log axis."""
+    """Plot distance and CLIP score against images seen, like the paper's figures 2 to 5.
+
+    Scores at 0 images are left out, since the axis is logarithmic.
+    """
     from matplotlib.figure import Figure
 
     lines = [line for line in scores if line["images_seen"] > 0]

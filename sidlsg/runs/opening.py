@@ -1,0 +1,51 @@
+"""Open what ``--model`` names: a run folder (its student or newest checkpoint), a diffusers folder, an alias or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sidlsg.errors import UsageError
+from sidlsg.runs.checkpoints import Checkpoints
+from sidlsg.runs.folder import RunFolder
+from sidlsg.teachers.family import Model
+from sidlsg.teachers.loading import STUDENT_FILE, load_model, read_object
+
+
+def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """Open a run folder (its student, or the newest checkpoint of an unfinished run), or whatever ``load_model`` takes.
+
+    Raises UsageError when ``name`` is not a model, SidlsgError when its files are missing or damaged.
+    """
+    folder = RunFolder(Path(name))
+    if not folder.config.is_file():
+        return load_model(name, device, dtype)
+    if student_is_newest(folder):
+        return load_model(str(folder.student), device, dtype)
+    return student_of_checkpoint(folder, device, dtype)
+
+
+def student_is_newest(folder: RunFolder) -> bool:
+    """Whether the run has a student and no later checkpoint (a finished run may have been extended)."""
+    if not (folder.student / STUDENT_FILE).is_file():
+        return False
+    note = read_object(folder.student / STUDENT_FILE, ("images_seen",))
+    return all(int(path.name) <= note["images_seen"] for path in Checkpoints(folder.checkpoints).complete())
+
+
+def student_of_checkpoint(folder: RunFolder, device: torch.device, dtype: torch.dtype) -> Model:
+    """The generator of an unfinished run, from its newest checkpoint (its EMA weights, when the run keeps them).
+
+    Raises UsageError when there is no checkpoint yet, SidlsgError when all are damaged.
+    """
+    config = folder.load_config()
+    loaded = Checkpoints(folder.checkpoints).load_latest()
+    if loaded is None:
+        raise UsageError(f"the run in {folder.path} has no checkpoint yet; the first grids are in {folder.samples}")
+    tensors, state, _ = loaded
+    model = load_model(config.teacher, device, dtype)
+    model.network.load_state_dict(tensors["ema"] if "ema" in tensors else tensors["generator"], strict=True)
+    model.student = {"t_init": config.t_init, "images_seen": state["images_seen"]}
+    model.source = f"{folder.path} at {state['images_seen']} images"
+    return model

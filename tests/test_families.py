@@ -1,0 +1,311 @@
+"""Model families: what each makes of text and networks, against diffusers' own pipelines; what is refused, with which advice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import change_json, one_line
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from sidlsg.method.condition import Condition
+from sidlsg.runs.opening import open_model
+from sidlsg.sampling.draw import one_step
+from sidlsg.teachers.families import FAMILIES
+from sidlsg.teachers.loading import load_model
+
+CPU = torch.device("cpu")
+PRESET = (
+    "images: 32\nbatch: 8\nmicro_batch: 4\nlr: 1e-3\nlog_every: 8\ncheckpoint_every: 16\ngrid_images: 4\ndevice: cpu\n"
+)
+
+
+# -- conditions ------------------------------------------------------------------------------------------------------------
+
+
+def some_condition(count: int = 5) -> Condition:
+    return Condition(
+        {
+            "text": torch.randn(count, 3, 2),
+            "pooled": torch.randn(count, 4),
+            "time_ids": torch.arange(6).expand(count, 6),
+        }
+    )
+
+
+def equal(a: Condition, b: Condition) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(a[name], b[name]) for name in a.tensors)
+
+
+def test_a_condition_is_split_and_stacked_as_a_whole() -> None:
+    c = some_condition()
+    parts = list(c.split(2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert equal(Condition.cat(parts), c)
+    assert equal(c.rows([4, 0]), Condition.cat([c.rows(slice(4, 5)), c.rows(slice(0, 1))]))
+
+
+def test_rows_of_a_condition_are_replaced_by_the_empty_one() -> None:
+    c, empty = some_condition(), some_condition(1)
+    mixed = c.where(torch.tensor([True, False, True, False, False]), empty)
+    for i, kept in enumerate((True, False, True, False, False)):
+        assert equal(mixed.rows([i]), c.rows([i]) if kept else empty)
+    assert equal(empty.expand(3), Condition.cat([empty] * 3))
+
+
+def test_ids_keep_their_type_when_a_condition_goes_to_half() -> None:
+    half = some_condition().to(torch.float16)
+    assert (half["text"].dtype, half["pooled"].dtype, half["time_ids"].dtype) == (
+        torch.float16,
+        torch.float16,
+        torch.int64,
+    )
+
+
+# -- SDXL against diffusers ------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_does(tiny_sdxl: Path) -> None:
+    model, pipeline = load_model(str(tiny_sdxl), CPU), StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    encode = model.encoder()
+    prompts = ["a cat", "", "a prompt that is longer than six tokens"]
+    text, negative, pooled, negative_pooled = pipeline.encode_prompt(prompts, do_classifier_free_guidance=True)
+    found, empty = encode(prompts), encode.empty.expand(3)
+    torch.testing.assert_close(found["text"], text)
+    torch.testing.assert_close(found["pooled"], pooled)
+    torch.testing.assert_close(empty["text"], negative)
+    torch.testing.assert_close(empty["pooled"], negative_pooled)
+    # ∅ is zeros exactly where the model's own index says so.
+    zeros = json.loads((tiny_sdxl / "model_index.json").read_text())["force_zeros_for_empty_prompt"]
+    assert bool((empty["text"] == 0).all()) == bool((empty["pooled"] == 0).all()) == zeros
+    assert torch.equal(found["time_ids"][0], empty["time_ids"][0])
+    assert found["time_ids"][0].tolist() == [8, 8, 0, 0, 8, 8]
+
+
+def test_the_network_is_called_as_the_stock_pipeline_calls_it(tiny_sdxl: Path) -> None:
+    """Every input of the UNet in one guided step, caught on its way."""
+    model, pipeline = load_model(str(tiny_sdxl), CPU), StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipeline.set_progress_bar_config(disable=True)
+    seen: dict[str, Any] = {}
+
+    def spy(module, args, kwargs):
+        seen.update(kwargs, x=args[0], t=args[1])
+
+    pipeline.unet.register_forward_pre_hook(spy, with_kwargs=True)
+    pipeline("a cat", num_inference_steps=1, guidance_scale=3.0, output_type="latent")
+    encode = model.encoder()
+    c = Condition.cat([encode.empty, encode(["a cat"])])  # the order in which Eq. 6 asks for both
+    torch.testing.assert_close(c["text"], seen["encoder_hidden_states"])
+    torch.testing.assert_close(c["pooled"], seen["added_cond_kwargs"]["text_embeds"])
+    torch.testing.assert_close(c["time_ids"].float(), seen["added_cond_kwargs"]["time_ids"])
+    with torch.no_grad():
+        ours = model.family.predict(model.network, seen["x"], seen["t"], c)
+        theirs = pipeline.unet(
+            seen["x"],
+            seen["t"],
+            encoder_hidden_states=seen["encoder_hidden_states"],
+            added_cond_kwargs=seen["added_cond_kwargs"],
+        ).sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+# -- SDXL from end to end --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distil(run, tmp_path: Path):
+    """``distil(teacher, out, *more)`` -> (exit code, stdout, stderr)."""
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(10)), encoding="utf-8")
+    (tmp_path / "preset.yaml").write_text(PRESET, encoding="utf-8")
+
+    def call(teacher: Path, out: str, *more: str):
+        options = ["--preset", "preset.yaml", "--prompts", "prompts.txt", "--teacher", teacher, "--out", out]
+        return run("distill", *options, *more)
+
+    return call
+
+
+def test_sdxl_is_distilled_resumed_sampled_and_read_by_the_stock_pipeline(tiny_sdxl: Path, distil, run, tmp_path: Path):
+    code, shown, err = distil(tiny_sdxl, "run")
+    assert code == 0, err
+    # In two parts: the same student, bit for bit.
+    assert distil(tiny_sdxl, "two", "--images", "16")[0] == 0
+    code, shown, err = distil(tiny_sdxl, "two")
+    assert code == 0, err
+    assert "resuming at 16 images" in shown
+    weights = "student/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "two" / weights).read_bytes()
+    moved = load_file(tmp_path / "run" / weights)
+    before = load_file(tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors")
+    assert sum(not torch.equal(moved[name], before[name]) for name in moved) > 0.8 * len(moved)
+
+    note = json.loads((tmp_path / "run" / "student" / "sidlsg.json").read_text())
+    assert (note["family"], note["timesteps"], note["prediction_type"]) == ("sdxl", [625], "epsilon")
+    assert note["licence"] == ("openrail++" if (tiny_sdxl / "README.md").exists() else "unknown: that of the teacher")
+
+    code, shown, err = run(
+        "sample", "a cat", "", "--model", "run", "--seed", "3", "--device", "cpu", "--out", "pictures"
+    )
+    assert code == 0, err
+    ours = [np.asarray(Image.open(path)).astype(int) for path in shown.split()]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "run" / "student")
+    pipeline.set_progress_bar_config(disable=True)
+    for prompt, picture in zip(("a cat", ""), ours, strict=True):
+        generator = torch.Generator().manual_seed(3)
+        stock = pipeline(prompt, num_inference_steps=1, guidance_scale=1.0, generator=generator).images[0]
+        assert np.abs(np.asarray(stock).astype(int) - picture).max() <= 1
+        assert picture.std() > 1  # a picture, not a constant
+
+
+def test_an_unfinished_sdxl_run_draws_what_its_student_draws(tiny_sdxl: Path, distil, tmp_path: Path) -> None:
+    assert distil(tiny_sdxl, "run")[0] == 0
+    student = open_model(str(tmp_path / "run"), CPU, torch.float32)
+    shutil.rmtree(tmp_path / "run" / "student")
+    unfinished = open_model(str(tmp_path / "run"), CPU, torch.float32)
+    pictures = [one_step(model, ["a cat"], [1], 625) for model in (student, unfinished)]
+    assert (pictures[0] - pictures[1]).abs().max() < 2e-2  # the student is kept in half precision
+
+
+def test_an_sdxl_teacher_is_sampled_and_scored(tiny_sdxl: Path, run, tmp_path: Path) -> None:
+    """Many steps with guidance give the stock pipeline's picture; `eval` draws by the same code."""
+    options = ["--model", tiny_sdxl, "--steps", "3", "--guidance", "2.5", "--device", "cpu"]
+    code, _, err = run("sample", "a cat", "--seed", "5", *options, "--out", "one.png")
+    assert code == 0, err
+    ours = np.asarray(Image.open("one.png")).astype(int)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 3, "guidance_scale": 2.5, "generator": torch.Generator().manual_seed(5)}
+    stock = pipeline("a cat", **arguments).images[0]
+    assert np.abs(np.asarray(stock).astype(int) - ours).max() <= 1
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a cat\na dog\nred heart\n", encoding="utf-8")
+    scored = ["--protocol", "embedded", "--only", "clip", "--prompts", captions, "--out", "scores"]
+    code, _, err = run("eval", *options, *scored)
+    # The embedded protocol compares 64x64 pictures as they are: the drawing worked, the comparison says why it cannot.
+    assert code == 2
+    one_line(err, "8x8", "64x64")
+    assert len(list((tmp_path / "scores" / "images").glob("*.png"))) == 3
+    assert json.loads((tmp_path / "scores" / "generation.json").read_text())["steps"] == 3
+
+
+def test_a_unet_that_does_not_say_its_size_has_its_familys() -> None:
+    for family, side in zip(FAMILIES, (64, 128), strict=True):
+        network = SimpleNamespace(config=SimpleNamespace(sample_size=None, in_channels=4))
+        assert family.latent_shape(network) == (4, side, side)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """A Stable Diffusion folder to spoil."""
+    return shutil.copytree(tiny_teacher, tmp_path / "model")
+
+
+@pytest.fixture
+def folder_xl(tiny_sdxl: Path, tmp_path: Path) -> Path:
+    """An SDXL folder to spoil."""
+    return shutil.copytree(tiny_sdxl, tmp_path / "model-xl")
+
+
+def refused(distil, folder: Path, *parts: str) -> None:
+    """`distill` ends with one line and exit code 2, before anything is written; so does a dry run."""
+    for more in ((), ("--dry-run",)):
+        code, _, err = distil(folder, "run", *more)
+        assert code == 2, err
+        one_line(err, *parts)
+    assert not Path("run").exists()
+
+
+def test_an_unknown_pipeline_is_told_the_families(distil, folder: Path) -> None:
+    change_json(folder / "model_index.json", _class_name="PixArtSigmaPipeline")
+    refused(distil, folder, "PixArtSigmaPipeline", *(family.pipeline for family in FAMILIES))
+
+
+def test_a_missing_second_encoder_is_named(distil, folder_xl: Path) -> None:
+    change_json(folder_xl / "model_index.json", text_encoder_2=[None, None])
+    refused(distil, folder_xl, "no text_encoder_2", "Stable Diffusion XL")
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLPipeline"])
+def test_a_refiner_is_sent_to_its_base(distil, folder_xl: Path, pipeline: str) -> None:
+    """As published (its own pipeline class and flag), and resaved as a text-to-image pipeline."""
+    flag = pipeline.endswith("Img2ImgPipeline") or None
+    change_json(
+        folder_xl / "model_index.json",
+        _class_name=pipeline,
+        text_encoder=[None, None],
+        tokenizer=[None, None],
+        requires_aesthetics_score=flag,
+    )
+    refused(distil, folder_xl, "refiner", "sdxl")
+
+
+def test_an_inpainting_unet_is_known_by_its_channels(distil, folder: Path, folder_xl: Path) -> None:
+    for spoilt, base in ((folder, "sd15"), (folder_xl, "sdxl")):
+        change_json(spoilt / "unet" / "config.json", in_channels=9)
+        refused(distil, spoilt, "inpainting", "9 channels", base)
+    change_json(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    refused(distil, folder, "inpainting", "9 channels")
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_turbo_and_lcm_are_no_teachers(distil, folder: Path, folder_xl: Path, family: str, run) -> None:
+    spoilt = folder if family == "sd" else folder_xl
+    scheduler = spoilt / "scheduler" / "scheduler_config.json"
+    kept = scheduler.read_text()
+    change_json(scheduler, _class_name="EulerAncestralDiscreteScheduler", timestep_spacing="trailing")
+    refused(distil, spoilt, "Turbo", "distilled already", "sdxl" if family == "sdxl" else "sd15")
+    change_json(scheduler, _class_name="LCMScheduler")
+    refused(distil, spoilt, "LCM", "distilled already")
+    scheduler.write_text(kept)
+    named = spoilt.rename(spoilt.with_name("my-xl-turbo"))
+    refused(distil, named, 'by its name ("turbo")', "another name")
+    fine = named.rename(named.with_name("turbocharged"))  # a word, not a part of one
+    assert distil(fine, "run", "--dry-run")[0] == 0
+    # Such models can still be sampled, to compare with.
+    change_json(fine / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
+    code, _, err = run("sample", "a cat", "--model", fine, "--steps", "1", "--guidance", "1", "--device", "cpu")
+    assert code == 0, err
+
+
+def test_a_student_is_no_teacher(distil, tmp_path: Path, tiny_teacher: Path) -> None:
+    assert distil(tiny_teacher, "first")[0] == 0
+    refused(distil, tmp_path / "first" / "student", "one-step student", str(tiny_teacher))
+
+
+def test_another_familys_parts_are_named(distil, folder: Path, folder_xl: Path) -> None:
+    change_json(folder_xl / "unet" / "config.json", addition_embed_type=None)
+    refused(distil, folder_xl, "text_time", "another family")
+    change_json(folder / "unet" / "config.json", addition_embed_type="image")
+    refused(distil, folder, "image", "another family")
+    change_json(folder / "unet" / "config.json", addition_embed_type=None, class_embed_type="timestep")
+    refused(distil, folder, "class labels")
+    change_json(folder / "unet" / "config.json", class_embed_type=None)
+    change_json(folder / "model_index.json", text_encoder=["transformers", "BertModel"])
+    refused(distil, folder, "BertModel", "CLIPTextModel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["FlowMatchEulerDiscreteScheduler", "DDPM"]),
+        ({"_class_name": "EDMEulerScheduler"}, ["EDMEulerScheduler"]),
+        ({"_class_name": "CMStochasticIterativeScheduler"}, ["CMStochasticIterativeScheduler"]),
+        ({"use_flow_sigmas": True}, ["DDPM"]),
+        ({"beta_start": None, "beta_end": None}, ["beta_start, beta_end"]),
+        ({"rescale_betas_zero_snr": True}, ["zero terminal SNR"]),
+    ],
+)
+def test_a_schedule_is_never_made_up(distil, folder: Path, changes: dict[str, Any], parts: list[str]) -> None:
+    change_json(folder / "scheduler" / "scheduler_config.json", **changes)
+    refused(distil, folder, *parts)
