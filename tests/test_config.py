@@ -274,7 +274,7 @@ def test_any_text_as_a_preset_is_settings_or_a_usage_error(tmp_path_factory, tex
 # -- presets -------------------------------------------------------------------------------------------------------------
 
 
-NEWER = ("16gb", "24gb", "48gb", "h100-bf16", "h200-bf16")
+NEWER = ("16gb", "24gb", "48gb", "h100-bf16", "h200-bf16", "sdxl-48gb", "sdxl-80gb")
 
 
 def test_every_preset_file_is_valid_and_known_by_name() -> None:
@@ -303,7 +303,8 @@ def test_newer_presets_run_the_papers_method_with_fp32_weights_and_ema(name: str
         "adam_eps",
     )
     for setting in (*method, "ema", "ema_half_life", "ema_ramp_up"):
-        assert getattr(new, setting) == getattr(old, setting), setting
+        if not (setting == "images" and name.startswith("sdxl")):  # nothing is published for SDXL, and 10M are years
+            assert getattr(new, setting) == getattr(old, setting), setting
     assert new.precision == "bf16"
     assert new.clip_value is None
 

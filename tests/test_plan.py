@@ -65,15 +65,16 @@ def test_targets_of_the_presets() -> None:
     for name in preset_names():
         config = make_config(name, {})
         if config.gpu:
-            assert memory.predict(config, SD15).total + memory.OVERHEAD <= get_gpu(config.gpu).memory
+            size = footprints()[config.teacher]
+            assert memory.predict(config, size).total + memory.OVERHEAD <= get_gpu(config.gpu).memory
 
 
-@pytest.mark.parametrize("name", ["16gb", "24gb", "48gb", "h100-bf16", "h200-bf16"])
+@pytest.mark.parametrize("name", ["16gb", "24gb", "48gb", "h100-bf16", "h200-bf16", "sdxl-48gb", "sdxl-80gb"])
 def test_the_presets_comments_are_the_plans_numbers(name: str) -> None:
     config = make_config(name, {})
-    gpu = get_gpu(config.gpu)
-    need = memory.predict(config, SD15).total
-    seconds = 1e3 / images_per_second(config, GFLOP, gpu, config.processes)
+    gpu, size = get_gpu(config.gpu), footprints()[config.teacher]
+    need = memory.predict(config, size).total
+    seconds = 1e3 / images_per_second(config, size.gflop, gpu, config.processes)
     first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
     assert first.endswith(
         f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB a GPU, {seconds:.0f} s per 1k images"
@@ -218,6 +219,25 @@ def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:
             larger = replace(config, micro_batch=2 * largest, fake_micro_batch=2 * largest)
             assert memory.predict(larger, SD15).total + 1 > budget
     assert memory.make_fit(config, SD15, 8.0) is None
+
+
+@pytest.mark.parametrize("key", gpus())
+def test_sdxl_is_planned_for_every_gpu(key: str, run) -> None:
+    """It fits, or the settings that the plan names make it fit when they are typed, or no setting does."""
+    command = ["distill", "--teacher", "sdxl", "--preset", "sdxl-80gb", "--gpu", key, "--dry-run"]
+    code, shown, _ = run(*command)
+    assert code == 0
+    assert "2567.46 M parameters" in shown
+    if "no setting changes that" in shown or "has no bf16" in shown:
+        smallest = memory.predict(
+            replace(make_config("sdxl-80gb", memory.PURE_HALF), ema_device="cpu", micro_batch=1, fake_micro_batch=1),
+            footprints()["sdxl"],
+        ).total
+        assert smallest + memory.OVERHEAD > get_gpu(key).memory or not get_gpu(key).bf16
+    elif "does not fit" in shown:
+        code, shown, _ = run(*command, *shown.split("With ")[1].split(" it needs")[0].split())
+        assert code == 0
+        assert "does not fit" not in shown
 
 
 # -- as a user meets it ----------------------------------------------------------------------------------------------------

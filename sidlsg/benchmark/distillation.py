@@ -160,7 +160,7 @@ def run(
     family_of_architecture(arch)
     gflop = footprints()[arch].gflop
     console = console or Console(quiet=True)
-    chosen = cases(presets or [default_preset(device)], strategies, precisions, settings or {}, images)
+    chosen = cases(presets or [default_preset(device, arch)], strategies, precisions, settings or {}, images)
     facts = device_facts(device) | {"arch": arch}
     rows: list[dict[str, Any]] = []
     for preset, config in chosen:

@@ -61,8 +61,8 @@ def default_arch(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" else "emoji"
 
 
-def default_preset(device: torch.device) -> str:
-    """On a CPU `cpu`; on a GPU the bf16 preset that the memory allows."""
+def default_preset(device: torch.device, arch: str) -> str:
+    """On a CPU `cpu`; on a GPU the bf16 preset that the memory allows for the architecture."""
     if device.type != "cuda":
         return "cpu"
-    return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30)
+    return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30, arch)

@@ -65,9 +65,19 @@ def images_per_second(config: Config, gflop: float, gpu: Gpu, processes: int) ->
     return processes * gpu.peaks[peak] * gpu.mfu[efficiency] * 1e3 / (forward_equivalents(config) * gflop)
 
 
-def preset_for(memory: float) -> str:
-    """The bf16 preset for a GPU of so many GiB."""
-    for least, name in ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb")):
+# The bf16 presets by the GiB they need, largest first; what is not SDXL's size is taken for Stable Diffusion's.
+PRESETS = {
+    "sd15": ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb"), (0, "16gb")),
+    "sdxl": ((70, "sdxl-80gb"), (46.5, "sdxl-48gb")),
+}
+
+
+def preset_for(memory: float, architecture: str = "sd15") -> str:
+    """The bf16 preset for a GPU of so many GiB; raises UsageError when the model has none for it."""
+    for least, name in PRESETS.get(architecture, PRESETS["sd15"]):
         if memory >= least:
             return name
-    return "16gb"
+    raise UsageError(
+        f"no preset distils a model of {architecture}'s size in {memory:.1f} GiB; give a --preset, and see what would fit with "
+        "--dry-run"
+    )

@@ -76,8 +76,8 @@ def prepare(
     """
     settings = settings or {}
     if preset is None:
-        teacher = settings.get("teacher")
-        preset = DEFAULT_PRESET if teacher in (None, DEFAULT_TEACHER) else preset_here(teacher)
+        teacher = settings.get("teacher", DEFAULT_TEACHER)
+        preset = DEFAULT_PRESET if teacher == DEFAULT_TEACHER else preset_here(teacher)
     config = make_config(preset, settings)
     place = locate(config.teacher)
     if (
@@ -134,7 +134,7 @@ def launch(job: Job, console: Console | None = None, force: bool = False) -> Run
     return job.folder
 
 
-def preset_here(teacher: str | None) -> str:
+def preset_here(teacher: str) -> str:
     """The bf16 preset for the GPU of this machine; raises UsageError where there is none that can run it."""
     try:
         import torch
@@ -144,7 +144,9 @@ def preset_here(teacher: str | None) -> str:
         able = False
     if not able:
         raise UsageError(f"--teacher {teacher} needs a --preset (no GPU with bf16 here); see: sidlsg presets list")
-    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30)
+    found = recognise(locate(teacher))
+    architecture = found.footprint.name if found else "sd15"
+    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30, architecture)
 
 
 def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
