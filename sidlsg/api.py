@@ -36,7 +36,7 @@ def distill(
         console: where plan and progress are printed.
         settings: any settings of a preset, as it writes them: ``teacher="sd15", images="50k", kappa=1.5``.
     """
-    from sidlsg.config import read_settings
+    from sidlsg.settings import read_settings
     from sidlsg.training.launch import launch, prepare
 
     job = prepare(preset, read_settings(settings), None if out is None else Path(out))

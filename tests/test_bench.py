@@ -14,9 +14,9 @@ from test_plan import TABLE_4
 from sidlsg.benchmark import distillation as bench
 from sidlsg.benchmark import report as bench_report
 from sidlsg.benchmark.timing import Timing, timed
-from sidlsg.config import make_config
 from sidlsg.planning.cost import forward_equivalents
 from sidlsg.planning.footprint import footprints
+from sidlsg.settings import make_config
 from sidlsg.teachers.architectures import build_model
 
 CPU = torch.device("cpu")

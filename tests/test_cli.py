@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import one_line
 
-from sidlsg.config import preset_path
 from sidlsg.runs.folder import RunFolder
+from sidlsg.settings import preset_path
 
 
 @pytest.fixture
@@ -297,6 +297,15 @@ def test_help_of_every_command(run, command: str) -> None:
     assert (code, err) == (0, "")
     assert "Usage: " in out
     assert f" {command} [OPTIONS]" in out or not command
+
+
+def test_the_preset_is_chosen_for_the_teacher_wherever_that_is_named(run, monkeypatch) -> None:
+    """``--set teacher=`` counts like ``--teacher``: Stable Diffusion never gets the CPU preset's learning rate."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for teacher in (["--teacher", "sd15"], ["--set", "teacher=sd15"]):
+        code, _, err = run("distill", *teacher, "--dry-run")
+        assert code == 2
+        one_line(err, "sd15 needs a --preset")
 
 
 def test_the_command_line_does_not_import_torch() -> None:

@@ -9,24 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidlsg.cli.sample import parse_seeds
-from sidlsg.config import (
-    Config,
-    load_settings,
-    make_config,
-    parse_count,
-    parse_kappa,
-    parse_settings,
-    preset_names,
-    preset_path,
-)
+from sidlsg.config import FREE_FIELDS, Config, parse_count, parse_kappa
 from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method.guidance import make_guidance
 from sidlsg.planning.cost import forward_equivalents, passes_per_image
+from sidlsg.settings import gather, load_settings, make_config, preset_names, preset_path
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")
@@ -136,13 +129,65 @@ def test_option_beats_preset_beats_default(preset) -> None:
 
 def test_null_is_a_value(run) -> None:
     """``--set NAME=null`` is what null in a preset is, not an option that was left out."""
-    options = parse_settings(["clip_value=null", "ema_ramp_up=null"])
+    options = gather(["clip_value=null", "ema_ramp_up=null"], {})
     config = make_config("h100-fp16", options)
     assert (config.clip_value, config.ema_ramp_up) == (None, None)
-    assert make_config("h100-bf16", parse_settings(["fake_micro_batch=null"])).fake_micro_batch is None
+    assert make_config("h100-bf16", gather(["fake_micro_batch=null"], {})).fake_micro_batch is None
     code, shown, _ = run("distill", "--preset", "h100-fp16", "--set", "clip_value=null", "--dry-run")
     assert code == 0
     assert "clip_value: null" in shown
+
+
+def test_precision_is_one_decision_in_four_settings() -> None:
+    """Another precision than the preset's takes what goes with it, unless that is given too."""
+    half = make_config("h100-fp32", {"precision": "fp16"})
+    assert (half.adam_eps, half.clip_value, half.half_teacher) == (1e-6, 1.0, False)
+    full = make_config("16gb", {"precision": "fp32"})
+    assert (full.adam_eps, full.clip_value, full.half_teacher) == (1e-8, None, False)
+    mixed = make_config("h100-fp16", {"precision": "bf16", "clip_value": 0.5})
+    assert (mixed.adam_eps, mixed.clip_value) == (1e-8, 0.5)
+    same = make_config("16gb", {"precision": "bf16"})
+    assert same == make_config("16gb", {})
+    # 1e-8 is 0 in half precision: the first step would make every weight NaN.
+    refused(lambda: make_config("h100-fp32", {"precision": "fp16", "adam_eps": 1e-8}), "adam_eps", "1e-6")
+
+
+def test_a_micro_batch_caps_that_of_the_fake_score() -> None:
+    assert make_config("h100-bf16", {"micro_batch": 4}).micro_batches == (4, 4)
+    assert make_config("h100-bf16", {"micro_batch": 4, "fake_micro_batch": 8}).micro_batches == (8, 4)
+    assert make_config("h100-bf16", {"micro_batch": 32}).micro_batches == (16, 32)
+
+
+def test_a_setting_is_given_once() -> None:
+    assert gather(["two_stage=true"], {"lr": 1e-5, "seed": None}) == {"two_stage": True, "lr": 1e-5}
+    refused(lambda: gather(["micro_batch=4"], {"micro_batch": 2}), "micro_batch", "--micro-batch", "--set")
+    refused(lambda: gather(["seed=1", "seed=2"], {}), "seed", "twice")
+
+
+@pytest.mark.parametrize("command", [["distill", "--dry-run"], ["bench", "--device", "cpu"]])
+def test_both_commands_refuse_a_setting_that_is_given_twice(run, command: list[str]) -> None:
+    code, _, err = run(*command, "--micro-batch", "2", "--set", "micro_batch=4")
+    assert code == 2
+    one_line(err, "micro_batch is given twice")
+
+
+def test_only_what_changes_no_result_is_free_to_change() -> None:
+    """Everything that the mathematics reads belongs to the run; what a resumed run may change is where, how fast, how long."""
+    science = {
+        "teacher",
+        "prompts",
+        "strategy",
+        "kappa",
+        "alpha",
+        "t_min",
+        "t_init",
+        "t_max",
+        "drop_prompt",
+        "drop_when",
+    }
+    science |= {"batch", "lr", "adam_eps", "clip_value", "precision", "ema", "ema_half_life", "ema_ramp_up", "seed"}
+    assert not science & FREE_FIELDS
+    assert {"images", "device", "micro_batch", "compile", "offload_optimizer", "checkpoint_every"} <= FREE_FIELDS
 
 
 def test_a_strategy_option_without_kappa_drops_the_presets_kappa(preset) -> None:
@@ -352,6 +397,7 @@ configs = st.builds(
     ema_ramp_up=st.none() | st.floats(1e-9, 1),
     seed=st.integers(0, 2**63 - 1),
     ema=st.booleans(),
+    adam_eps=st.floats(1e-6, 1),
     precision=st.sampled_from(["fp32", "bf16", "fp16"]),
     grid_prompts=st.none() | st.text(),
 )

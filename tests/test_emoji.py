@@ -14,10 +14,10 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from sidlsg.cli import app
-from sidlsg.config import make_config
 from sidlsg.data import ASSETS
 from sidlsg.prompts import PromptFile
 from sidlsg.sampling.draw import one_step
+from sidlsg.settings import make_config
 from sidlsg.teachers.loading import Model, load_model
 
 CPU = torch.device("cpu")

@@ -15,11 +15,11 @@ from test_algorithm import KAPPAS, Setup, capture_gradient, draws
 from test_trainer import config_for, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sidlsg.config import make_config
 from sidlsg.errors import UsageError
 from sidlsg.method.algorithm import Batch, train_iteration, update_generator
 from sidlsg.method.ema import Ema
 from sidlsg.method.optim import FullAdam, LeanAdam
+from sidlsg.settings import make_config
 from sidlsg.training.engine import configure_network, halve_weights
 
 CPU = torch.device("cpu")

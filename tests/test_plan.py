@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import one_line
 
-from sidlsg.config import Config, make_config, preset_names, preset_path
+from sidlsg.config import Config
 from sidlsg.devices import DTYPES
 from sidlsg.planning import memory
 from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
 from sidlsg.planning.counting import count, footprint, size
 from sidlsg.planning.footprint import footprints
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
+from sidlsg.settings import make_config, preset_names, preset_path
 from sidlsg.teachers.architectures import build_model, build_network, clip_tokenizer, family_of_architecture
 
 SD15 = footprints()["sd15"]

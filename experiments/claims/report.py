@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from sidlsg.config import make_config
 from sidlsg.evaluation.pictures import load_sheet
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.scorer import Scorer
 from sidlsg.runs.folder import read_metrics
+from sidlsg.settings import make_config
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

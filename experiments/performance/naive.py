@@ -19,10 +19,10 @@ from naive import NaiveAlgorithm1
 
 from sidlsg.benchmark.distillation import PROMPT
 from sidlsg.benchmark.timing import gemm_tflops
-from sidlsg.config import make_config
 from sidlsg.method import draws
 from sidlsg.planning.cost import forward_equivalents
 from sidlsg.planning.footprint import footprints
+from sidlsg.settings import make_config
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
 

@@ -16,12 +16,13 @@ from rich.console import Console
 from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset, device_facts
 from sidlsg.benchmark.report import write_bench
 from sidlsg.benchmark.timing import PeakMemory, Timing, gemm_tflops, timed
-from sidlsg.config import Config, make_config
+from sidlsg.config import Config
 from sidlsg.devices import DTYPES
 from sidlsg.method import draws
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.planning.cost import forward_equivalents
 from sidlsg.planning.footprint import footprints
+from sidlsg.settings import make_config
 from sidlsg.teachers.architectures import build_model, family_of_architecture
 from sidlsg.teachers.family import Model
 from sidlsg.training.engine import Engine, stored_dtype
@@ -113,8 +114,6 @@ def cases(
                 options: dict[str, Any] = {"strategy": strategy}
                 if precision:
                     options["precision"] = precision
-                if precision not in ("", "bf16"):
-                    options["half_teacher"] = False
                 config = make_config(preset, options | settings)
                 chosen.append((preset, fit_batch(config, images or default_images(config))))
     return chosen

@@ -46,17 +46,16 @@ def bench(
     from rich.console import Console
 
     from sidlsg.benchmark.distillation import run
-    from sidlsg.config import parse_settings
     from sidlsg.devices import pick_device
+    from sidlsg.settings import gather
 
-    options = {"micro_batch": micro_batch} if micro_batch is not None else {}
     rows = run(
         pick_device(device),
         arch,
         preset or (),
         strategy or (),
         precision or (),
-        options | {"device": str(pick_device(device))} | parse_settings(setting or []),
+        gather(setting or [], {"micro_batch": micro_batch, "device": device}),
         images=images,
         repeats=repeats,
         baseline=baseline,

@@ -68,7 +68,8 @@ def distill(
     from rich.console import Console
 
     from sidlsg import distributed
-    from sidlsg.config import parse_count, parse_kappa, parse_settings
+    from sidlsg.config import parse_kappa
+    from sidlsg.settings import gather
     from sidlsg.training.launch import launch, prepare
 
     options = {
@@ -76,19 +77,18 @@ def distill(
         "prompts": prompts,
         "strategy": strategy,
         "kappa": None if kappa is None else parse_kappa(kappa),
-        "images": None if images is None else parse_count(images),
-        "batch": None if batch is None else parse_count(batch, "batch"),
+        "images": images,
+        "batch": batch,
         "micro_batch": micro_batch,
         "lr": lr,
         "precision": precision,
         "ema": ema,
-        "eval_every": None if eval_every is None else parse_count(eval_every, "eval_every"),
+        "eval_every": eval_every,
         "seed": seed,
         "device": device,
         "gpu": gpu,
     }
-    settings = parse_settings(setting or []) | {name: value for name, value in options.items() if value is not None}
-    job = prepare(preset, settings, out, dry_run)
+    job = prepare(preset, gather(setting or [], options), out, dry_run)
     console = Console(quiet=not distributed.launched().main)
     console.print(job.plan(), highlight=False)
     if dry_run:

@@ -16,7 +16,7 @@ def list_presets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sidlsg.config import make_config, preset_names, preset_path
+    from sidlsg.settings import make_config, preset_names, preset_path
 
     table = Table(box=None, pad_edge=False)
     for heading in ("preset", "precision", "batch", "micro", "processes", "images", "κ"):
@@ -44,7 +44,7 @@ def list_presets() -> None:
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="Preset name or YAML file.")]) -> None:
     """Print a preset with its comments, after checking it."""
-    from sidlsg.config import make_config, preset_path
+    from sidlsg.settings import make_config, preset_path
 
     make_config(name, {})
     print(preset_path(name).read_text(encoding="utf-8"), end="")
@@ -56,8 +56,8 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="File or folder (default: here).")] = None,
 ) -> None:
     """Copy a preset out to edit; use it with `sidlsg distill --preset FILE.yaml`."""
-    from sidlsg.config import preset_path
     from sidlsg.errors import SidlsgError, UsageError
+    from sidlsg.settings import preset_path
 
     source = preset_path(name)
     if not source.is_file():

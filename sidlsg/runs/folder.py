@@ -10,35 +10,10 @@ from typing import Any
 
 import yaml
 
-from sidlsg.config import Config, load_settings
+from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.files import write_text
-
-# Settings that may differ when a run is resumed: they change where, how fast, in how much memory and for how long it runs, and
-# how it is watched, but not what it computes (up to rounding).
-FREE = {
-    "images",
-    "device",
-    "gpu",
-    "micro_batch",
-    "fake_micro_batch",
-    "gradient_checkpointing",
-    "two_stage",
-    "lean_adam",
-    "offload_optimizer",
-    "half_teacher",
-    "ema_device",
-    "compile",
-    "processes",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "latent_mean",
-    "latent_std",
-    "eval_every",
-    "eval_protocol",
-    "eval_reference",
-    "eval_images",
-}
+from sidlsg.settings import load_settings
 
 
 def default_name(config: Config, preset: str | None) -> str:
@@ -98,7 +73,7 @@ class RunFolder:
         """Raise UsageError when the folder belongs to another run (naming what differs) or holds other files."""
         if self.config.is_file():
             old, new = self.load_config().as_dict(), config.as_dict()
-            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE and old[k] != new[k]]
+            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE_FIELDS and old[k] != new[k]]
             if differ:
                 raise UsageError(
                     f"{self.path} holds a run with other settings: {', '.join(differ)}. "

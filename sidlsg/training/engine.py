@@ -167,7 +167,7 @@ def configure_network(network: Any, config: Config) -> str:
 
     xFormers falls back to SDPA, whose FlashAttention and memory-efficient kernels save the same memory.
     """
-    attention = config.attention
+    attention: str = config.attention
     if attention == "xformers":
         try:
             network.enable_xformers_memory_efficient_attention()

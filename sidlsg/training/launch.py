@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from sidlsg import distributed
-from sidlsg.config import Config, make_config
+from sidlsg.config import Config
 from sidlsg.data import cache_folder
 from sidlsg.errors import UsageError
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
@@ -18,6 +18,7 @@ from sidlsg.planning.plan import misfit, plan
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, default_name
+from sidlsg.settings import make_config
 from sidlsg.teachers.prompt_lists import prompt_path
 from sidlsg.teachers.registry import Location, locate
 
