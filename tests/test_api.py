@@ -22,10 +22,12 @@ def empty_folder(run) -> None:
 def test_distill_and_sample_are_the_commands(
     tiny_teacher: Path, prompt_file: Path, run, tmp_path: Path, capsys
 ) -> None:
-    finished = sidlsg.distill(teacher=str(tiny_teacher), prompts=str(prompt_file), out="run", **SETTINGS)
+    finished = sidlsg.distill("cpu", teacher=str(tiny_teacher), prompts=str(prompt_file), out="run", **SETTINGS)
     assert capsys.readouterr().out == ""
     sets = [f"--set={name}={value}" for name, value in SETTINGS.items()]
-    code, _, err = run("distill", "--teacher", tiny_teacher, "--prompts", prompt_file, "--out", "command", *sets)
+    code, _, err = run(
+        "distill", "--preset", "cpu", "--teacher", tiny_teacher, "--prompts", prompt_file, "--out", "command", *sets
+    )
     assert code == 0, err
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (finished.student / weights).read_bytes() == (tmp_path / "command" / "student" / weights).read_bytes()
@@ -33,7 +35,7 @@ def test_distill_and_sample_are_the_commands(
     pictures = list(sidlsg.sample(["a cat", "a dog"], model=finished.path, seeds=[0, 7], device="cpu"))
     assert [(p.prompt, p.seed) for p in pictures] == [("a cat", 0), ("a cat", 7), ("a dog", 0), ("a dog", 7)]
     pictures[1].save("ours.png")
-    code, shown, _ = run("sample", "a cat", "--seed", "7", "--model", "run", "--device", "cpu", "--out", "theirs.png")
+    code, _, _ = run("sample", "a cat", "--seed", "7", "--model", "run", "--device", "cpu", "--out", "theirs.png")
     assert code == 0
     ours, theirs = Image.open("ours.png"), Image.open("theirs.png")
     assert ours.text == theirs.text
@@ -42,7 +44,9 @@ def test_distill_and_sample_are_the_commands(
 
 def test_a_finished_run_is_returned_at_once(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        finished = sidlsg.distill(teacher=str(tiny_teacher), prompts=str(prompt_file), out=tmp_path / "run", **SETTINGS)
+        finished = sidlsg.distill(
+            "cpu", teacher=str(tiny_teacher), prompts=str(prompt_file), out=tmp_path / "run", **SETTINGS
+        )
         stamps = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
     assert stamps == {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
 
