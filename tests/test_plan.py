@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from sidlsg.planning.counting import count, footprint, size
 from sidlsg.planning.footprint import footprints
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.settings import make_config, preset_names, preset_path
-from sidlsg.teachers.architectures import build_model, build_network, clip_tokenizer, family_of_architecture
+from sidlsg.planning.recognise import Recognised, recognise
+from sidlsg.teachers.architectures import (
+    architectures,
+    build_model,
+    build_network,
+    build_part,
+    clip_tokenizer,
+    family_of_architecture,
+)
+from sidlsg.teachers.loading import load_model
+from sidlsg.teachers.registry import locate
 
 SD15 = footprints()["sd15"]
 GFLOP = SD15.gflop
@@ -146,6 +157,39 @@ def test_unfused_attention_writes_out_a_softmax_for_each_head() -> None:
     """SD1.5: five layers of 8 heads at each of 64x64, 32x32 and 16x16 tokens and one at 8x8, two bytes a number."""
     elements = 8 * (5 * 4096**2 + 5 * 1024**2 + 5 * 256**2 + 64**2)
     assert SD15.softmax == pytest.approx(2 * elements / 2**30, rel=1e-4)
+
+
+def test_a_network_of_another_size_is_counted_not_guessed() -> None:
+    """SD 2.1 for 768x768 pictures: the same weights as 2.1-base on 2.25 times the latents, 2.67 times the work."""
+    config = architectures()["sd21-base"]["unet"] | {"sample_size": 96}
+    larger = count(build_part("diffusers.UNet2DConditionModel", config, "meta"), family_of_architecture("sd21-base"))
+    assert larger.parameters == footprints()["sd21-base"].network
+    assert larger.forward / 1e9 == pytest.approx(2149, rel=1e-3)
+
+
+def test_an_unknown_folder_is_counted_once(tiny_teacher: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path))
+    place = locate(str(tiny_teacher))
+    assert recognise(place) is None  # counting needs torch and seconds: only when a GPU is planned for
+    found = recognise(place, may_count=True)
+    assert found is not None
+    assert found.assumed is None
+    model = load_model(str(tiny_teacher), torch.device("cpu"))
+    sizes = [size(model.network), size(model.parts["text_encoder"]), size(model.vae)]
+    assert [found.footprint.network, found.footprint.text_encoder, found.footprint.vae] == sizes
+    monkeypatch.setattr("sidlsg.planning.counting.footprint_of_folder", None)  # the second time it is read from the cache
+    assert recognise(place, may_count=True) == found
+
+
+def test_a_folder_of_a_known_architecture_is_recognised_by_its_configuration(tmp_path: Path) -> None:
+    for name in ("sd15", "sd21-base", "sdxl"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        config = architectures()[name]["unet"] | {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
+        (tmp_path / name / "unet" / "config.json").write_text(json.dumps(config))
+        found = recognise(locate(str(tmp_path / name)))
+        assert found == Recognised(footprints()[name])
+    assert recognise(locate("somebody/sdxl-finetune")) == Recognised(footprints()["sdxl"], assumed="sdxl")
+    assert recognise(locate("somebody/finetune")) == Recognised(footprints()["sd15"], assumed="sd15")
 
 
 def test_the_published_sizes() -> None:
