@@ -159,6 +159,9 @@ class Config:
     gpu: Annotated[str | None, FREE] = None
     log_every: Count = 10_240  # images between two lines of metrics.jsonl
     checkpoint_every: Annotated[Count, FREE] = 500_000  # images
+    checkpoint_minutes: Annotated[Positive | None, FREE] = (
+        30.0  # ... and at the latest after so long; None: by images only
+    )
     keep_checkpoints: Annotated[int, Field(ge=1), FREE] = 2
     grid_prompts: str | None = None  # prompts of the sample grid; None: the teacher's own, or the first of `prompts`
     grid_images: Annotated[int, Field(ge=1, le=256)] = 16

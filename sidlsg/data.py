@@ -1,4 +1,4 @@
-"""Where the data files of the package are: the tables of its rooms, presets, the embedded models."""
+"""Where the data files of the package are: the tables of its subpackages, presets, the embedded models."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def presets_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads that are not hub models are kept; ``SIDLSG_CACHE`` moves it."""
+    """Where downloads that are not hub models, and counted footprints, are kept; the variable ``SIDLSG_CACHE`` overrides it."""
     return Path(os.environ.get("SIDLSG_CACHE") or Path.home() / ".cache" / "sidlsg")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidlsg.errors import UsageError
 
@@ -94,13 +94,19 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def any_process(flag: bool) -> bool:
-    """True on every process when ``flag`` is true on any, so that all take the same branch. Does not wait for the GPU."""
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true on every process when it is true on one; keeps processes from parting ways. Does not wait for a GPU."""
     import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        return flag
-    seen = torch.tensor(float(flag))
+        return flags
+    seen = torch.tensor(flags, dtype=torch.float32)
     dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen)
+    return tuple(bool(flag) for flag in seen)
+
+
+def agree(facts: dict[str, Any]) -> list[str]:
+    """The names of the facts on which the processes differ, the same list on every process."""
+    everywhere = gather(facts)
+    return [name for name in facts if any(other[name] != everywhere[0][name] for other in everywhere)]

@@ -1,4 +1,4 @@
-"""The two errors a user sees: one clear line that says what to do, and an exit code. No torch in here."""
+"""The two errors a user sees: one clear line that says what to do, and an exit code. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UsageError(SidlsgError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean "x"?' for the closest known name, else the whole list."""
+    """The end of a message about an unknown name: '; did you mean "x"?' if a known one is close, else all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"

@@ -12,15 +12,28 @@ import torch
 
 class NaiveAlgorithm1:
     def __init__(
-        self, unet, kappas, *, alpha=1.0, t_init=625, lr=1e-4, batch=8, half_life=50_000, ramp_up=0.05, v=False
+        self,
+        unet,
+        kappas,
+        *,
+        alpha=1.0,
+        t_init=625,
+        lr=1e-4,
+        adam_eps=1e-8,
+        clip=None,
+        batch=8,
+        half_life=50_000,
+        ramp_up=0.05,
+        v=False,
     ):
         self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
         self.phi.requires_grad_(False)
         self.k1, self.k2, self.k3, self.k4 = kappas
         self.alpha, self.t_init, self.batch, self.v = alpha, t_init, batch, v
+        self.clip = clip
         self.half_life, self.ramp_up, self.seen = half_life, ramp_up, 0
-        self.adam_psi = torch.optim.Adam(self.psi.parameters(), lr=lr, betas=(0.0, 0.999), eps=1e-8)
-        self.adam_theta = torch.optim.Adam(self.theta.parameters(), lr=lr, betas=(0.0, 0.999), eps=1e-8)
+        self.adam_psi = torch.optim.Adam(self.psi.parameters(), lr=lr, betas=(0.0, 0.999), eps=adam_eps)
+        self.adam_theta = torch.optim.Adam(self.theta.parameters(), lr=lr, betas=(0.0, 0.999), eps=adam_eps)
         betas = [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2 for i in range(1000)]
         self.alpha_bar = []
         product = 1.0
@@ -78,8 +91,11 @@ class NaiveAlgorithm1:
             loss = omega * a**2 / sigma**4 * inner  # Eq. 8
             (loss / self.batch).backward()
             total += loss.item()
+        if self.clip is not None:
+            for p in self.theta.parameters():
+                p.grad = torch.minimum(torch.maximum(p.grad, torch.tensor(-self.clip)), torch.tensor(self.clip))
         self.adam_theta.step()
-        half_life = min(self.half_life, self.ramp_up * self.seen)
+        half_life = self.half_life if self.ramp_up is None else min(self.half_life, self.ramp_up * self.seen)
         keep = 0.5 ** (self.batch / half_life) if half_life > 0 else 0.0
         for name, p in self.theta.named_parameters():
             self.average[name] = keep * self.average[name] + (1 - keep) * p.detach()

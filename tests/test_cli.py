@@ -86,7 +86,7 @@ def test_another_teacher_needs_a_preset(run, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_another_teacher_gets_the_preset_of_this_gpu(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     card = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=int(23.5 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     code, out, _ = run("distill", "--teacher", "sd15", "--dry-run")

@@ -420,11 +420,11 @@ def test_an_interrupted_run_has_the_scores_of_an_unbroken_one(run, tmp_path: Pat
     assert run(*scored, "--out", whole)[0] == 0
     iterate, seen = Trainer.iterate, []
 
-    def stop_at_80(self, window):
+    def stop_at_80(self):
         if self.images_seen == 80:
             seen.append(80)
             raise KeyboardInterrupt
-        iterate(self, window)
+        iterate(self)
 
     monkeypatch.setattr(Trainer, "iterate", stop_at_80)
     assert run(*scored, "--out", broken)[0] == 1

@@ -18,8 +18,8 @@ from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivale
 from sidlsg.planning.counting import count, footprint, size
 from sidlsg.planning.footprint import footprints
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
-from sidlsg.settings import make_config, preset_names, preset_path
 from sidlsg.planning.recognise import Recognised, recognise
+from sidlsg.settings import make_config, preset_names, preset_path
 from sidlsg.teachers.architectures import (
     architectures,
     build_model,
@@ -177,7 +177,9 @@ def test_an_unknown_folder_is_counted_once(tiny_teacher: Path, tmp_path: Path, m
     model = load_model(str(tiny_teacher), torch.device("cpu"))
     sizes = [size(model.network), size(model.parts["text_encoder"]), size(model.vae)]
     assert [found.footprint.network, found.footprint.text_encoder, found.footprint.vae] == sizes
-    monkeypatch.setattr("sidlsg.planning.counting.footprint_of_folder", None)  # the second time it is read from the cache
+    monkeypatch.setattr(
+        "sidlsg.planning.counting.footprint_of_folder", None
+    )  # the second time it is read from the cache
     assert recognise(place, may_count=True) == found
 
 
@@ -237,7 +239,11 @@ def test_devices_are_found_by_their_own_names() -> None:
     assert known_gpu("NVIDIA GeForce RTX 4090", 23.5).key == "4090"
     assert known_gpu("NVIDIA RTX A5000", 23.7).key == "a5000"
     assert known_gpu("Tesla T4", 14.6).key == "t4"
+    assert known_gpu("NVIDIA L4", 22.0).key == "l4"
+    assert known_gpu("NVIDIA L40", 44.4).key == "l40"
+    assert known_gpu("NVIDIA L40S", 44.4).key == "l40s"
     assert known_gpu("NVIDIA Quadro P400", 2.0) is None
+    assert known_gpu("NVIDIA T400 4GB", 4.0) is None
     assert len(gpus()) >= 10
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -172,6 +173,15 @@ def test_a_teacher_is_sampled_in_many_steps_with_guidance(sample, tiny_teacher: 
         sample("a cat", *teacher, "--steps", "2", "--seed", "1")[0],
     ]
     assert all(np.abs(pixels(one) - pixels(path)).max() > 0 for path in changed)
+
+
+@pytest.mark.parametrize("guidance", ["0", "0.5"])
+def test_a_scale_below_1_is_not_drawn_as_1(run, tiny_teacher: Path, guidance: str) -> None:
+    """diffusers' pipelines guide only above 1."""
+    for command in (["sample", "a cat"], ["eval"]):
+        code, _, err = run(*command, "--model", tiny_teacher, "--guidance", guidance, "--device", "cpu")
+        assert code == 2
+        one_line(err, f"guidance is {guidance}", "1 or more")
 
 
 def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
@@ -23,6 +24,9 @@ from sidlsg.method import draws
 from sidlsg.method.condition import Condition
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.teachers.loading import load_model
+from sidlsg.training.engine import Engine
+from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
 
 
@@ -73,10 +77,10 @@ def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_pa
     victim = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
     iterate = victim.iterate
 
-    def die_at_48(window: list) -> None:
+    def die_at_48() -> None:
         if victim.images_seen == 40:
             raise KeyboardInterrupt
-        iterate(window)
+        iterate()
 
     monkeypatch.setattr(victim, "iterate", die_at_48)
     with pytest.raises(KeyboardInterrupt):
@@ -89,6 +93,83 @@ def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_pa
     assert files(tmp_path / "run" / "checkpoints") == files(run / "checkpoints")
     assert files(tmp_path / "run" / "samples") == files(run / "samples")
     assert science(tmp_path / "run") == science(run)
+
+
+def test_a_line_of_metrics_survives_a_stop_in_its_middle(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
+    """Lines every three iterations, checkpoints every two: the resumed run's lines average over all three."""
+    _, prompts = unbroken
+    settings = {"log_every": 24, "checkpoint_every": 16}
+    trainer(config_for(tiny_teacher, **settings), tmp_path / "whole", prompts).run()
+    victim = trainer(config_for(tiny_teacher, **settings), tmp_path / "run", prompts)
+    iterate = victim.iterate
+
+    def die_at_40() -> None:
+        if victim.images_seen == 40:
+            raise KeyboardInterrupt
+        iterate()
+
+    monkeypatch.setattr(victim, "iterate", die_at_40)
+    with pytest.raises(KeyboardInterrupt):
+        victim.run()
+    trainer(config_for(tiny_teacher, **settings), tmp_path / "run", prompts).run()
+    assert [line["images_seen"] for line in science(tmp_path / "whole")] == [24, 48]
+    assert science(tmp_path / "run") == science(tmp_path / "whole")
+
+
+def test_weights_that_are_not_finite_are_never_saved(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
+    """Whatever spoilt them: the good checkpoint stays the newest, and the message says so."""
+    _, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher, keep_checkpoints=1), tmp_path / "run", prompts)
+    iterate = subject.iterate
+
+    def spoil_after_16() -> None:
+        iterate()
+        if subject.images_seen == 32:
+            with torch.no_grad():
+                next(subject.engine.fake.parameters()).view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(subject, "iterate", spoil_after_16)
+    with pytest.raises(SidlsgError, match=r"no longer finite at 32 images.*000000000016, is kept"):
+        subject.run()
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["000000000016"]
+
+
+def test_nothing_finite_in_the_last_iteration_is_divergence(unbroken, tiny_teacher, tmp_path) -> None:
+    """However many good iterations stand before it in the window."""
+    _, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher, log_every=800), tmp_path / "run", prompts)
+    for _ in range(3):
+        subject.iterate()
+    subject.check()
+    with torch.no_grad():
+        for p in subject.engine.fake.parameters():
+            p.fill_(float("nan"))
+    subject.iterate()
+    with pytest.raises(SidlsgError, match="diverged"):
+        subject.check()
+
+
+def test_a_run_is_saved_by_the_clock_too(unbroken, tiny_teacher, tmp_path) -> None:
+    run, prompts = unbroken
+    settings = {"checkpoint_every": 8_000_000, "keep_checkpoints": 9}
+    trainer(config_for(tiny_teacher, **settings), tmp_path / "never", prompts).run()
+    assert [int(p.name) for p in (tmp_path / "never" / "checkpoints").iterdir()] == [48]
+    trainer(config_for(tiny_teacher, **settings, checkpoint_minutes=1e-9), tmp_path / "always", prompts).run()
+    assert {int(p.name) for p in (tmp_path / "always" / "checkpoints").iterdir()} == {8, 16, 24, 32, 40, 48}
+    assert files(tmp_path / "always" / "student") == files(run / "student")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_another_teacher_is_not_resumed_with(part: str, tiny_teacher, tmp_path, prompt_file) -> None:
+    """The same folder with other weights in one of its parts."""
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    trainer(config_for(teacher, images=16), tmp_path / "run", prompt_file).run()
+    (path,) = (teacher / part).glob("*.safetensors")
+    weights = load_file(path)
+    weights[next(name for name in weights if weights[name].is_floating_point())] += 0.5
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=f"the {part} of .* is not what this run was started with"):
+        trainer(config_for(teacher, images=32), tmp_path / "run", prompt_file).run()
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_path) -> None:
@@ -167,6 +248,29 @@ def test_two_processes_make_the_run_of_one(unbroken, tiny_teacher, tmp_path) -> 
         assert gaps.max() < 5e-3
 
 
+def test_processes_with_folders_of_their_own_are_refused(unbroken, tiny_teacher, tmp_path) -> None:
+    """As on two machines without a shared disk: at the first start, and when only one of them could resume."""
+    _, prompts = unbroken
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(PRESET + "images: 16\n", encoding="utf-8")
+    arguments = " ".join(command(tiny_teacher, prompts, tmp_path, preset)[:-1])
+    script = f"{sys.executable} -m sidlsg {arguments} {tmp_path}/of-$RANK"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    line += ["--master_port", str(20_001 + os.getpid() % 20_000), "--no_python", "bash", "-c", script]
+    first = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert first.returncode != 0
+    assert "must be on a disk that all of them share" in first.stderr
+    assert not list(tmp_path.glob("of-*/checkpoints/0*"))
+    for rank in (0, 1):  # each has a run of its own now, at different images
+        trainer(
+            config_for(tiny_teacher, images=8 + 8 * rank, prompts=str(prompts)), tmp_path / f"of-{rank}", prompts
+        ).run()
+    preset.write_text(PRESET + "images: 32\n", encoding="utf-8")
+    second = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert second.returncode != 0
+    assert "the processes do not agree on: images seen" in second.stderr
+
+
 def test_grids_come_at_the_papers_spacing_from_step_zero(unbroken, tiny_teacher) -> None:
     run, _ = unbroken
     shares = (0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5)  # Fig. 2, millions of images of 5M
@@ -212,8 +316,10 @@ def test_preflight_refuses_networks_that_are_not_copies(unbroken, tiny_teacher, 
         subject.run()
 
 
-def test_preflight_refuses_an_attention_whose_gradient_is_wrong(unbroken, tiny_teacher, tmp_path) -> None:
-    """A kernel that loses half its gradient goes unnoticed by ψ = φ, but not by the comparison."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_preflight_refuses_an_attention_whose_gradient_is_wrong(precision: str, broken: bool) -> None:
+    """A kernel that loses half its gradient goes unnoticed by ψ = φ, but not by the comparison; an honest one passes."""
     from diffusers.models.attention_processor import AttnProcessor
 
     class Broken(AttnProcessor):
@@ -221,12 +327,15 @@ def test_preflight_refuses_an_attention_whose_gradient_is_wrong(unbroken, tiny_t
             right = super().__call__(attn, hidden_states, *args, **kwargs)
             return right.detach() / 2 + right / 2  # the value is right, half the gradient is lost
 
-    _, prompts = unbroken
-    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
-    for unet in (subject.engine.teacher.network, subject.engine.fake, subject.engine.generator):
-        unet.set_attn_processor(Broken())
-    with pytest.raises(SidlsgError, match="gradient through attention"):
-        subject.run()
+    device = torch.device("cpu")
+    engine = Engine.build(Config(precision=precision, device="cpu"), load_model("emoji", device), device)
+    if broken:
+        for network in (engine.teacher.network, engine.fake, engine.generator):
+            network.set_attn_processor(Broken())
+        with pytest.raises(SidlsgError, match="gradient through attention"):
+            preflight(engine, "red heart")
+    else:
+        assert "of plain attention's" in preflight(engine, "red heart")
 
 
 def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, prompt_file) -> None:

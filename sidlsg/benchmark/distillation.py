@@ -1,4 +1,4 @@
-"""Distillation, measured: which configurations, and whole iterations of each."""
+"""Measures distillation: chooses the configurations and times whole iterations of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sidlsg.teachers.family import Model
 from sidlsg.training.engine import Engine, stored_dtype
 
 PROMPT = "a photo of a cat, number {}"
-# The engine's switches as the paper's code has them, in the order in which a baseline turns them off.
+# The engine's switches with their "off" values, those of the authors' code, in the order in which a baseline turns them off.
 SWITCHES: dict[str, Any] = {
     "compile": False,
     "channels_last": False,
@@ -46,7 +46,10 @@ SWITCHES: dict[str, Any] = {
 
 @dataclass
 class Row:
-    """One measured configuration. ``error`` instead of numbers when it did not run."""
+    """One measured configuration; when it did not run, ``error`` says why and there are no numbers.
+
+    ``images`` are those of one iteration; ``allocated`` and ``reserved`` are peaks in GiB.
+    """
 
     name: str
     config: Config
@@ -55,7 +58,7 @@ class Row:
     allocated: float | None = None
     reserved: float | None = None
     gemm: float | None = None  # TFLOP/s of a matrix product, timed between the iterations
-    peak: float | None = None  # what MFU is a share of
+    peak: float | None = None  # TFLOP/s that ``mfu`` is a share of
     mfu: float | None = None
     gemm_share: float | None = None
     error: str | None = None
@@ -101,11 +104,11 @@ def cases(
     settings: dict[str, Any],
     images: int | None = None,
 ) -> list[tuple[str, Config]]:
-    """(preset, configuration) for every combination; no precision means each preset's own.
+    """(preset, configuration) for every combination; no strategies means all, no precisions each preset's own.
 
     Args:
-        settings: fields of ``Config`` that beat the presets.
-        images: of one measured iteration, rounded to micro-batches; None is two rounds of the larger micro-batch.
+        settings: fields of ``Config`` that override the presets.
+        images: the size of a measured iteration, fitted to the micro-batches by ``fit_batch``; None takes ``default_images``.
     """
     chosen = []
     for preset in presets:
@@ -120,12 +123,12 @@ def cases(
 
 
 def default_images(config: Config) -> int:
-    """Two rounds of the larger micro-batch, or a whole iteration where that is less."""
+    """Two rounds of the larger micro-batch, or the preset's whole batch where that is less."""
     return min(config.batch, 2 * max(config.micro_batches))
 
 
 def fit_batch(config: Config, images: int) -> Config:
-    """The configuration with one iteration of about ``images`` images, a multiple of both micro-batches, in one process."""
+    """The configuration for one process, with a batch of about ``images`` images that is a multiple of both micro-batches."""
     step = math.lcm(*config.micro_batches)
     return replace(config, batch=max(step, images // step * step), processes=1)
 
@@ -145,15 +148,18 @@ def run(
     command: str = "",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure every combination, tell each as it is measured, and write ``bench.json`` and ``bench.md``.
+    """Measure every combination, print each result as soon as it is known, and write ``bench.json`` and ``bench.md``.
 
     Args:
-        arch: an architecture with random weights; None is the device's default.
-        baseline: each case also with every switch of the engine turned off, one by one.
-        out: where the files go, rewritten after every row, so that an interruption keeps what was measured; None for nowhere.
-        command: how this was asked for, for the report.
+        arch: the architecture to build; None is the device's default.
+        presets, strategies, precisions, settings, images: as for ``cases``; no presets means the device's default.
+        repeats: measured iterations of each case.
+        baseline: measure each case also with every switch that is on turned off, first one by one, then all together.
+        out: folder of the files, rewritten after every row, so that an interruption keeps what was measured; None writes none.
+        command: the command line, which the report quotes.
 
-    Returns the rows; a row that did not run has an ``error``. Raises UsageError for unknown names.
+    Returns the rows; a row that did not run has an ``error``. Raises UsageError for unknown names, SidlsgError when the files
+    cannot be written.
     """
     arch = arch or default_arch(device)
     family_of_architecture(arch)
@@ -183,11 +189,11 @@ def measure(
     repeats: int = 3,
     warmup: int = 1,
 ) -> Row:
-    """Whole iterations (draws, text encoding, both updates, average) of ``config.batch`` images each.
+    """Measure whole iterations (draws, text encoding, both updates, average) of ``config.batch`` images each.
 
     Args:
-        build: makes a fresh model in a dtype.
-        gflop: one forward pass of the network for one sample. Operations that are repeated to save memory do not count as useful.
+        build: makes a fresh model in a given dtype.
+        gflop: GFLOP of one forward pass of the network for one sample, for MFU; passes repeated to save memory do not count.
     """
     row = Row(name, config, config.batch)
     memory = PeakMemory(device)
@@ -200,7 +206,7 @@ def measure(
         row.mfu, row.gemm_share = rate * useful / row.peak, rate * useful / row.gemm
     except torch.cuda.OutOfMemoryError:
         row.error = "out of memory"
-    except Exception as error:  # one row that fails must not lose the others
+    except Exception as error:  # a row that fails must not lose the others
         row.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
     finally:
         gc.collect()
@@ -212,7 +218,7 @@ def measure(
 def _iterations(
     config: Config, teacher: Model, device: torch.device, warmup: int, repeats: int
 ) -> tuple[Timing, float]:
-    """Seconds of whole iterations, and TFLOP/s of matrix products between them (median); the engine is gone when this returns."""
+    """Times of whole iterations, and the median TFLOP/s of matrix products run between them. Frees the engine on return."""
     engine = Engine.build(config, teacher, device)
     if config.compile:
         engine.compile()
@@ -228,14 +234,14 @@ def _iterations(
     iterations = timed(iterate, device, warmup, 0)
     products = []
     for _ in range(repeats):
-        # Side by side, so that a slow moment of a shared machine meets both.
+        # In turn, so that a slow moment of a shared machine affects both.
         products.append(gemm_tflops(device, DTYPES[config.precision]))
         iterations.seconds += timed(iterate, device, 0, 1).seconds
     return iterations, statistics.median(products)
 
 
 def without_each_switch(config: Config) -> list[tuple[str, Config]]:
-    """The configuration, then with each switch that is on turned off alone, then with all of them off."""
+    """(label, configuration): the given one, then each switch that is on turned off alone, then all of them off."""
     on = {name: off for name, off in SWITCHES.items() if getattr(config, name) != off}
     rows = [("all switches", config)]
     rows += [(f"without {name}", replace(config, **{name: off})) for name, off in on.items()]

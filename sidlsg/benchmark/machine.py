@@ -1,4 +1,4 @@
-"""What is measured on: the device, its data sheet, and the versions of what runs there."""
+"""Facts about the machine that is measured: device, data sheet and software; its default architecture and preset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sidlsg.version import __version__
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Name, memory, threads and software of the device that is measured."""
+    """Name of the device, its memory (GPU) or threads (CPU), and versions of the software, for the report."""
     facts: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0], "sidlsg": source_version()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -28,7 +28,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def source_version() -> str:
-    """The package's version, and the commit it was run from where that is known (with + when files differ from it)."""
+    """The package's version and, in a git checkout, the commit (with + if files differ from it)."""
     if not (PACKAGE.parent / ".git").exists():
         return __version__
     git = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -48,7 +48,7 @@ def cpu_name() -> str:
 
 
 def data_sheet_peak(config: Config, device: torch.device) -> float | None:
-    """The maker's TFLOP/s for the configuration's arithmetic on a GPU of gpus.yaml."""
+    """Peak TFLOP/s of the configuration's arithmetic on the maker's data sheet; None on a CPU or a GPU that gpus.yaml lacks."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -57,12 +57,12 @@ def data_sheet_peak(config: Config, device: torch.device) -> float | None:
 
 
 def default_arch(device: torch.device) -> str:
-    """What is benchmarked when nothing is said: sd15 on a GPU, emoji on a CPU."""
+    """The architecture that is measured by default: sd15 on a GPU, emoji on a CPU."""
     return "sd15" if device.type == "cuda" else "emoji"
 
 
 def default_preset(device: torch.device, arch: str) -> str:
-    """On a CPU `cpu`; on a GPU the bf16 preset that the memory allows for the architecture."""
+    """The default preset: ``cpu`` on a CPU, on a GPU what ``preset_for`` chooses; raises UsageError when none fits."""
     if device.type != "cuda":
         return "cpu"
     return preset_for(torch.cuda.get_device_properties(device).total_memory / 2**30, arch)

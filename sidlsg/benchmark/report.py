@@ -1,4 +1,4 @@
-"""Tables of ``sidlsg bench`` for terminal, JSON and Markdown, with the paper's Table 4 beside them. No torch in here."""
+"""Tables of ``sidlsg bench`` for terminal, JSON and Markdown, with the paper's Table 4 beside them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidlsg.data import read_table
 from sidlsg.errors import SidlsgError
 from sidlsg.planning.gpus import known_gpu
 
-# Columns whose cells are all alike go into the title; those that only a GPU has are left out elsewhere.
+# A SHARED column moves into the title if all its cells are the same; GPU_ONLY columns are left out on a CPU.
 SHARED = ("preset", "precision", "micro-batch")
 GPU_ONLY = ("reserved", "MFU", "paper GiB", "paper GPU-s per 1k")
 SAMPLE_HEAD = ("sampling", "pictures/s", "ms per picture", "spread")
@@ -27,9 +27,11 @@ def table4() -> list[dict[str, Any]]:
 
 
 def paper_row(row: dict[str, Any], facts: dict[str, Any]) -> tuple[float, float] | None:
-    """(GiB, GPU-seconds per 1k images) of Table 4 for the nearest platform; None off a GPU or for another model.
+    """(GiB, GPU-seconds per 1k images) of Table 4 for the nearest platform; None where there is none: on a CPU, for models
+    other than sd15, for custom scales.
 
-    The same GPU family where the paper has it, else the H100 rows (16 bit: with FlashAttention; fp32).
+    Takes the rows of the same GPU and precision (fp16's for bf16) if the paper has them, else those of the H100; of these the row
+    with the same attention, else the last.
     """
     if "memory_gib" not in facts or facts["arch"] != "sd15":
         return None
@@ -46,7 +48,7 @@ def paper_row(row: dict[str, Any], facts: dict[str, Any]) -> tuple[float, float]
 
 
 def cells(row: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
-    """One line of the table, by column; of a row that failed, what it was and why."""
+    """One line of the table, by column; a row that failed has its error in the column GiB."""
     micro, fake = row["micro_batch"], row["fake_micro_batch"]
     line = {
         "configuration": row["name"],
@@ -71,7 +73,7 @@ def cells(row: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
 
 
 def arrange(rows: list[dict[str, Any]], facts: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """(title, headings, lines)."""
+    """The table as (title, headings, lines)."""
     lines = [cells(row, facts) for row in rows]
     shared = [name for name in SHARED if len({line[name] for line in lines}) == 1]
     gone = {*shared, *(() if "memory_gib" in facts else GPU_ONLY)}
@@ -109,7 +111,7 @@ def show(console: Console, title: str, head: list[str], lines: list[list[str]], 
 
 
 def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> None:
-    """``<name>.json`` and ``<name>.md``; raises SidlsgError when they cannot be written."""
+    """Write ``<name>.json`` and ``<name>.md``, unless ``folder`` is None; raises SidlsgError when they cannot be written."""
     if folder is None:
         return
     try:
@@ -123,7 +125,7 @@ def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> 
 def write_bench(
     console: Console | None, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
 ) -> None:
-    """Keep the rows of ``sidlsg bench`` and, given a console, print them."""
+    """Save the rows of ``sidlsg bench`` and, given a console, print them."""
     title, head, lines = arrange(rows, facts)
     measured = [row for row in rows if not row["error"]]
     repeats = len(measured[0]["seconds"]) if measured else 0
@@ -149,7 +151,7 @@ def write_bench(
 def write_bench_sample(
     console: Console, folder: Path | None, facts: dict[str, Any], rows: list[dict[str, Any]], command: str
 ) -> None:
-    """Print and keep the rows of ``sidlsg bench sample``."""
+    """Print and save the rows of ``sidlsg bench sample``."""
     title = f"Sampling: {describe(facts)}"
     lines = [
         [row["name"], f"{row['pictures_per_second']:.3g}", f"{row['ms_per_picture']:.3g}", f"±{row['spread'] / 2:.1%}"]

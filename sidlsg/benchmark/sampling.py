@@ -1,4 +1,4 @@
-"""One-step sampling, measured: the whole, its parts, and the stock diffusers pipeline on the same weights."""
+"""Measures one-step sampling as a whole and by part, and the stock diffusers pipeline with the same weights."""
 
 from __future__ import annotations
 
@@ -37,9 +37,14 @@ def run(
     command: str = "",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure sampling and write ``bench-sample.json`` and ``bench-sample.md``; arguments as for distillation.
+    """Measure sampling and write ``bench-sample.json`` and ``bench-sample.md``.
 
-    Returns the rows. Raises UsageError for unknown names.
+    Args:
+        precision: of the weights; None is the device's default.
+        batch, images: pictures made at once, and in one measurement (rounded up to a multiple of ``batch``).
+        arch, repeats, out, command, console: as for ``distillation.run``.
+
+    Returns the rows. Raises UsageError for unknown names, SidlsgError when the files cannot be written.
     """
     arch, precision = arch or default_arch(device), pick_precision(precision, device)
     model = build_model(arch, device, DTYPES[precision])
@@ -52,7 +57,7 @@ def run(
 
 @dataclass
 class SampleRow:
-    """Seconds a picture of one way to sample, and of its parts."""
+    """The timing of one way to sample, or of one part of it, for ``pictures`` pictures."""
 
     name: str
     pictures: int
@@ -76,7 +81,9 @@ class SampleRow:
 def measure_sampling(
     model: Model, device: torch.device, batch: int, pictures: int, out: Path, repeats: int = 3
 ) -> list[SampleRow]:
-    """One-step sampling by this package, its parts, and the stock diffusers pipeline on the same weights and scheduler.
+    """Measure one-step sampling by this package, its parts, and the stock diffusers pipeline with the same weights.
+
+    Sets ``model.student``, so that the model is sampled as a one-step student.
 
     Args:
         batch: pictures made at once; ``pictures`` is rounded up to a multiple of it.
@@ -137,7 +144,7 @@ def measure_sampling(
         ("text encoder alone", text),
     )
     rows = [SampleRow(name, pictures, timed(work, device, 1, repeats)) for name, work in works]
-    model.vae.to(dtype)  # the stock pipeline has one dtype for all parts
+    model.vae.to(dtype)  # the stock pipeline needs one dtype for all parts
     rows.append(
         SampleRow(
             f"stock diffusers pipeline ({str(dtype).removeprefix('torch.')} VAE)",

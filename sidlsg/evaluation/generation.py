@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -10,9 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from sidlsg.distributed import Processes
 from sidlsg.errors import SidlsgError, UsageError
@@ -42,15 +38,6 @@ def style_jobs(prompts: dict[str, list[str]]) -> list[Job]:
     return [
         Job(Path(style) / f"{i:05d}.png", text, i) for style, texts in prompts.items() for i, text in enumerate(texts)
     ]
-
-
-def model_digest(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all weights: models with the same digest draw the same pictures."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.captions import captions_of
-from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, model_digest, style_jobs
+from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, style_jobs
 from sidlsg.evaluation.pictures import Folder, find_pictures
 from sidlsg.evaluation.progress import Bars
 from sidlsg.evaluation.protocol import HPS_STYLES, Protocol, get_protocol
@@ -30,6 +30,7 @@ from sidlsg.evaluation.scoring import encode_folder, score_pictures, score_style
 from sidlsg.files import write_text
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
+from sidlsg.teachers.family import part_digest
 from sidlsg.version import __version__
 
 
@@ -140,7 +141,7 @@ def draw(
     steps, guidance = check_sampling(model, **request.generation)
     settings = Settings(
         model=model.source,
-        unet_sha256=model_digest(model.network),
+        unet_sha256=part_digest(model.network),
         one_step=model.student is not None,
         steps=steps,
         guidance=guidance,

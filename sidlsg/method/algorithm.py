@@ -20,7 +20,7 @@ from sidlsg.method.vjp import at_once, one_at_a_time
 
 @dataclass
 class Batch:
-    """What one update draws for B samples: z, eps ~ N(0, I) [B, C, H, W], t [B] int64, and the prompts' condition c."""
+    """The draws of one update: z, eps ~ N(0, I) [B, C, H, W], timesteps t [B] int64, and the condition c of B prompts."""
 
     z: Tensor
     c: Condition
@@ -28,15 +28,15 @@ class Batch:
     eps: Tensor
 
     def split(self, size: int) -> Iterator[tuple[Tensor, Condition, Tensor, Tensor]]:
-        """Micro-batches (z, c, t, eps) of ``size`` samples."""
+        """Yield micro-batches (z, c, t, eps) of ``size`` samples."""
         yield from zip(*(x.split(size) for x in (self.z, self.c, self.t, self.eps)), strict=True)
 
 
 @dataclass
 class Networks:
-    """phi, psi and theta with what they share; ``empty`` is the condition of the empty prompt ∅, of one sample.
+    """phi (``teacher``), psi (``fake``), theta (``generator``); ``empty`` is the condition of the empty prompt ∅, for one sample.
 
-    ``two_stage``: the generator's gradient passes through one score network at a time, which saves memory.
+    ``two_stage`` sends the generator's gradient through one score network at a time, which saves memory (see ``vjp.py``).
     """
 
     teacher: Denoiser
@@ -49,7 +49,7 @@ class Networks:
 
 
 def update_fake_score(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
-    """Lines 3-5 of Algorithm 1: one Adam step of psi on Eq. 7, over images the generator makes without gradient."""
+    """Lines 3-5 of Algorithm 1: one Adam step of psi on Eq. 7. The generator's images x_g carry no gradient."""
     schedule, kappa = nets.fake.schedule, nets.guidance
     for z, c, t, eps in batch.split(micro_batch):
         with torch.no_grad():
@@ -61,7 +61,7 @@ def update_fake_score(nets: Networks, update: NetworkUpdate, batch: Batch, micro
 
 
 def update_generator(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
-    """Lines 6-8 of Algorithm 1: one Adam step of theta on Eq. 8, through x_g and through both score networks."""
+    """Lines 6-8 of Algorithm 1: one Adam step of theta on Eq. 8. The gradient reaches x_g through both score networks."""
     schedule, kappa = nets.fake.schedule, nets.guidance
     through = one_at_a_time if nets.two_stage else at_once
     with nets.fake.frozen():
@@ -83,7 +83,7 @@ def train_iteration(
     batches: tuple[Batch, Batch],
     micro_batches: tuple[int, int],
 ) -> tuple[Stats, Stats]:
-    """One pass through the loop of Algorithm 1, with independent draws and micro-batches for the two updates."""
+    """One iteration of Algorithm 1: update psi, then theta, each with its draws and micro-batch. Pairs are (psi's, theta's)."""
     psi_stats = update_fake_score(nets, psi, batches[0], micro_batches[0])
     theta_stats = update_generator(nets, theta, batches[1], micro_batches[1])
     return psi_stats, theta_stats

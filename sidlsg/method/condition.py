@@ -1,4 +1,4 @@
-"""What a network is told besides x_t and t."""
+"""The conditioning of a network: its inputs other than x_t and t."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """The conditioning of B samples: tensors by name, each with the batch as its first dimension.
+    """The conditioning of B samples: named tensors, each with the batch as its first dimension.
 
-    Which names there are is the model family's business: text embeddings ``text`` [B, L, D] for Stable Diffusion, pooled
-    embeddings and time ids besides for SDXL. Algorithm 1 only splits, stacks and mixes whole conditions. The empty prompt ∅ is
-    a condition of one sample.
+    The model family defines the names: Stable Diffusion has the text embeddings ``text`` [B, L, D], SDXL also pooled embeddings
+    and time ids. Algorithm 1 only splits, stacks and mixes whole conditions. The empty prompt ∅ is a condition of one sample.
     """
 
     tensors: Mapping[str, Tensor]
@@ -38,22 +37,22 @@ class Condition:
         return self._map(lambda tensor: tensor[index])
 
     def split(self, size: int) -> Iterator[Condition]:
-        """Conditions of ``size`` samples each, in order; the last may be smaller."""
+        """Yield conditions of ``size`` samples each, in order; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self.rows(slice(start, start + size))
 
     def expand(self, count: int) -> Condition:
-        """A condition of one sample for ``count`` samples, without copying it."""
+        """This condition of one sample, repeated for ``count`` samples without copying."""
         return self._map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     def to(self, target: torch.device | torch.dtype) -> Condition:
-        """On another device, or with its floating-point tensors in another dtype (masks and ids stay as they are)."""
+        """Move to a device, or cast the floating-point tensors to a dtype (masks and ids keep theirs)."""
         if isinstance(target, torch.device):
             return self._map(lambda tensor: tensor.to(target))
         return self._map(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
-        """Sample i of this condition where mask[i], else of ``other`` (which may be of one sample).
+        """Sample i of this condition where mask[i] is true, else of ``other`` (which may have one sample, taken for every i).
 
         Args:
             mask: [B] bool, on any device.

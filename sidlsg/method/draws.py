@@ -1,8 +1,8 @@
-"""Every random draw of a run as a pure function of (seed, update, index of the sample).
+"""Random draws of a run, each a pure function of (seed, update, sample index).
 
 The index counts samples over the whole run (images seen + place in the global batch), so draws depend neither on the
 micro-batch, nor on the number of processes, nor on whether the run was interrupted. Philox is counter-based: there is no
-state to carry or save.
+generator state to carry or save.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sidlsg.method.times import Times
 
-# Which update a draw is for; the numbers are part of the run's identity.
+# Which update a draw is for. The numbers are part of the random key: changing one changes what every run draws.
 FAKE_SCORE, GENERATOR, PREFLIGHT = 0, 1, 3
 
 
 @dataclass
 class Draws:
-    """z, eps float32 [B, C, H, W]; t int64 [B]; u float64 [B], uniform on [0, 1)."""
+    """z, eps ~ N(0, I) float32 [B, C, H, W]; t int64 [B]; u float64 [B], uniform on [0, 1), decides on dropping the prompt."""
 
     z: Tensor
     eps: Tensor
@@ -31,7 +31,7 @@ class Draws:
 
 
 def draw(seed: int, update: int, first: int, count: int, shape: tuple[int, ...], times: Times) -> Draws:
-    """Draws for samples first ... first + count - 1 of one update; ``shape`` is (C, H, W) of a latent."""
+    """Draws, on the CPU, for samples first ... first + count - 1 of one update; ``shape`` is (C, H, W) of a latent."""
     z, eps = np.empty((2, count, *shape), dtype=np.float32)
     t, u = np.empty(count, dtype=np.int64), np.empty(count)
     for i in range(count):
@@ -44,7 +44,7 @@ def draw(seed: int, update: int, first: int, count: int, shape: tuple[int, ...],
 
 
 class PromptOrder:
-    """An endless order of ``count`` prompts: a new permutation every epoch, any position found without history."""
+    """An endless sequence over ``count`` prompts, a new permutation every epoch; any position can be computed directly."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed

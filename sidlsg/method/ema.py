@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 
 def ema_decay(images_seen: int, batch: int, half_life: float, ramp_up: float | None) -> float:
-    """The weight kept by the average in an iteration of ``batch`` images that starts at ``images_seen``.
+    """The factor 0.5^(batch / h) by which the average is multiplied in an iteration that starts at ``images_seen`` images.
 
-    The half-life ramps up as min(half_life, ramp_up x images_seen), so that the start is forgotten quickly.
+    The half-life h = min(half_life, ramp_up x images_seen) grows from 0, so that the initial weights are forgotten quickly; with
+    ``ramp_up`` None, h = half_life.
     """
     if ramp_up is not None:
         half_life = min(half_life, ramp_up * images_seen)
@@ -23,8 +24,8 @@ class Ema:
     """Averages of ``module``'s parameters by name, in fp32 or wider; buffers are not averaged (the UNets here have none).
 
     Args:
-        device: where the averages are kept; None is the module's own. On the CPU they cost no GPU memory, and one copy of the
-            weights over the bus an iteration.
+        device: where the averages are kept; None is the module's own. On the CPU they take no GPU memory, but every update
+            copies the weights over the bus once.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
@@ -43,7 +44,7 @@ class Ema:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The module carries the averaged weights inside the block."""
+        """Inside the block the module has the averaged weights."""
         parameters = dict(self.module.named_parameters())
         kept = {name: p.data for name, p in parameters.items()}
         try:

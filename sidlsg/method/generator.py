@@ -12,9 +12,9 @@ from sidlsg.method.denoiser import Denoiser
 
 
 class Generator(Protocol):
-    """What Algorithm 1 trains. x_g = step(*rollout(z, c), c), of which only ``step`` is differentiated.
+    """What Algorithm 1 trains: x_g = step(*rollout(z, c), c). Gradients reach the weights through ``step`` only.
 
-    A generator of several steps enters here, as another class: its ``rollout`` makes all steps but the last.
+    A few-step generator is another class with these methods, whose ``rollout`` makes all steps but the last, without gradient.
     """
 
     denoiser: Denoiser
@@ -33,7 +33,7 @@ class Generator(Protocol):
 
 
 class OneStepGenerator:
-    """x_g = f_theta(sigma_{t_init} z, t_init, c) (Eq. 9). The network sees sigma_{t_init} z, not z."""
+    """x_g = f_theta(sigma_{t_init} z, t_init, c) (Eq. 9). The network's input is sigma_{t_init} z, not z."""
 
     def __init__(self, denoiser: Denoiser, t_init: int = 625) -> None:
         self.denoiser, self.t_init = denoiser, t_init

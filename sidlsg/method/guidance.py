@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Eq. 6) and the four scales of Long-Short Guidance (Sec. 2.3). No torch at import."""
+"""Classifier-free guidance (Eq. 6) and the four scales of Long-Short Guidance (Sec. 2.3). Only ``guided_eps`` imports torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guidance:
-    """The scales of Eqs. 7 and 8. kappa = 1 is no guidance, kappa = 0 unconditional; any real kappa >= 0 is legal.
+    """The guidance scales of Eqs. 7 and 8: 1 is no guidance, 0 is unconditional. Raises UsageError unless finite and >= 0.
 
-    kappa1: fake score network psi while it is trained (Eq. 7).
-    kappa2, kappa3: psi while the generator is trained, in the difference and in the residual (Eq. 8).
-    kappa4: the teacher phi while the generator is trained (Eq. 8).
+    kappa1: of the fake score network psi in its own update (Eq. 7).
+    kappa2, kappa3: of psi in the generator's update, in the difference f_phi - f_psi and in the residual f_psi - x_g (Eq. 8).
+    kappa4: of the teacher phi in the generator's update (Eq. 8).
     """
 
     kappa1: float
@@ -43,7 +43,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A named way to spread one scale k over the four (Sec. 2.3), with the k used when none is given."""
+    """How a strategy of Sec. 2.3 sets the four scales from one number k; ``default`` is the k used when none is given."""
 
     spread: Callable[[float], Guidance]
     default: float
@@ -59,7 +59,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def make_guidance(strategy: str, kappa: tuple[float, ...] | None) -> Guidance:
-    """The four scales of a strategy with one number, or the four numbers themselves.
+    """The four scales: a strategy's, from one number (None: its default), or the four given, which override the strategy.
 
     Raises UsageError for an unknown strategy, a count of numbers other than 1 or 4, or a negative or non-finite scale.
     """
@@ -73,7 +73,7 @@ def make_guidance(strategy: str, kappa: tuple[float, ...] | None) -> Guidance:
 
 
 def network_passes(*kappas: float) -> int:
-    """Forward passes for guided evaluations of one network at one point: kappa = 1 needs only c, kappa = 0 only ""."""
+    """Forward passes one network needs at one x_t for all ``kappas``: eps(c) if all are 1, eps(∅) if all are 0, else both."""
     return any(kappa != 0 for kappa in kappas) + any(kappa != 1 for kappa in kappas)
 
 
@@ -85,11 +85,13 @@ def guided_eps(
     empty: Condition,
     kappas: tuple[float, ...],
 ) -> tuple[Tensor, ...]:
-    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6) for each kappa, in as few passes as they allow.
+    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6), [B, C, H, W], for each kappa.
+
+    Takes no more passes than ``network_passes`` says; two passes run as one call of ``net`` with 2B samples.
 
     Args:
         net: maps (x_t [B, C, H, W], t [B], c of B samples) to eps [B, C, H, W].
-        empty: the condition of the empty prompt ∅, of one sample.
+        empty: the condition of the empty prompt ∅, for one sample.
     """
     import torch
 

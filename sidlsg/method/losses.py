@@ -20,15 +20,15 @@ WEIGHT_FLOOR = 1e-5
 
 
 def fake_score_loss(eps_fake: Tensor, eps: Tensor) -> Tensor:
-    """|| eps_{psi, kappa1}(x_t, t, c) - eps ||^2 (Eq. 7)."""
+    """|| eps_{psi, kappa1}(x_t, t, c) - eps ||^2 (Eq. 7): [B]."""
     return (eps_fake - eps).square().flatten(1).sum(1)
 
 
 def generator_weight(eps_real: Tensor, eps: Tensor, ratio: Tensor) -> Tensor:
     """1 / max(mean |x_g - f_{phi, kappa4}|, floor), without gradient (Eq. 9): [B].
 
-    Eq. 9's omega(t) = sigma_t^4 / a_t^2 · C / || x_g - f ||_1, with C the number of elements; its factor
-    sigma_t^4 / a_t^2 cancels against the a_t^2 / sigma_t^4 in Eq. 8.
+    Eq. 9 has omega(t) = sigma_t^4 / a_t^2 · C / || x_g - f_{phi, kappa4} ||_1, where C is the number of elements of x_g; the
+    factor sigma_t^4 / a_t^2 cancels against the a_t^2 / sigma_t^4 of Eq. 8.
     """
     with torch.no_grad():
         distance = (ratio * (eps - eps_real)).abs().flatten(1).mean(1)
@@ -40,8 +40,8 @@ def generator_loss(
 ) -> Tensor:
     """(f_{phi, kappa4} - f_{psi, kappa2})^T (f_{psi, kappa3} - x_g) with Eq. 9's weight (Eq. 8): [B].
 
-    For alpha ≠ 1, SiD's general form (f_phi - f_psi)^T ((f_phi - x_g) - alpha (f_phi - f_psi)), with kappa3 in the second
-    bracket; alpha = 1 is the paper's.
+    This is alpha = 1, the paper's loss. Any other alpha gives SiD's general form
+    (f_phi - f_psi)^T ((f_phi - x_g) - alpha (f_phi - f_psi)), whose second f_psi is the one with kappa3.
 
     Args:
         eps_real: eps_{phi, kappa4}(x_t, t, c).

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class FullAdam(torch.optim.Adam):
-    """torch's own, with ``LeanAdam``'s extra methods: what the lean one is compared with."""
+    """``torch.optim.Adam(betas=(0, beta2))`` with the extra methods of ``LeanAdam``, as its reference."""
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float = 1e-6, beta2: float = 0.999, eps: float = 1e-8
@@ -17,7 +17,7 @@ class FullAdam(torch.optim.Adam):
         super().__init__(params, lr=lr, betas=(0.0, beta2), eps=eps)
 
     def second_moment(self, parameter: Tensor) -> Tensor:
-        """The running mean of squared gradients of one parameter; makes torch's whole state when there is none."""
+        """The running mean of squared gradients of one parameter; creates torch's whole state if there is none yet."""
         state = self.state[parameter]
         if "exp_avg_sq" not in state:
             state["step"] = torch.zeros(())
@@ -38,14 +38,14 @@ class FullAdam(torch.optim.Adam):
 
 
 class LeanAdam(torch.optim.Optimizer):
-    """``torch.optim.Adam(betas=(0, beta2))`` bit for bit, with one state tensor a parameter instead of two.
+    """The updates of ``torch.optim.Adam(betas=(0, beta2))``, bit for bit, with one state tensor per parameter instead of two.
 
     Args:
-        params: parameters; the state takes their dtype, as torch's does.
+        params: the parameters; the state has their dtype, as in torch.
         lr: step size. eps: added to the root of the second moment.
-        chunk: elements updated at once, which bounds the temporaries.
-        offload: the state lives on the CPU (in pinned memory for a GPU) and visits the parameters' device chunk by chunk
-            during ``step``, so none of it is there while gradients are computed.
+        chunk: number of elements updated at once, which bounds the temporary memory.
+        offload: keep the state on the CPU (in pinned memory if the parameters are on a GPU). ``step`` moves it through the
+            parameters' device chunk by chunk, so it takes no memory there while gradients are computed.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LeanAdam(torch.optim.Optimizer):
                 torch._foreach_add_(denominator, group["eps"])
                 torch._foreach_addcdiv_(params, grads, denominator, -group["lr"])
                 if self.offload:
-                    # A copy out of a GPU into pinned memory; the stream's order keeps it before the next step's copy in.
+                    # From a GPU, asynchronous; the order of the stream puts it before the next step's copy to the GPU.
                     torch._foreach_copy_(kept, second, non_blocking=True)
 
     def second_moment(self, parameter: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The forward process x_t = a_t x + sigma_t eps (Eq. 2) of any DDPM schedule, and the algebra between its predictions.
+"""The forward process x_t = a_t x + sigma_t eps (Eq. 2) of any DDPM schedule, and conversions between predictions made under it.
 
 Timesteps are integers 0 ... T-1. Every function takes ``t`` of shape [B] (or a plain int) and broadcasts over [B, ...].
-All arithmetic is done in the dtype of the tensors given, never in half precision inside the training loop.
+Arithmetic is in the dtype of the given tensors; the training loop gives float32 in every precision mode.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ class NoiseSchedule:
     Args:
         betas: [T], each in (0, 1).
         prediction_type: what the network predicts, ``epsilon`` or ``v_prediction``.
+
+    Raises UsageError for other betas or prediction types.
     """
 
     def __init__(self, betas: Tensor, prediction_type: str = "epsilon") -> None:
@@ -38,7 +40,7 @@ class NoiseSchedule:
         return len(self.betas)
 
     def coefficients(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and sigma_t, shaped [B, 1, ...] to broadcast against ``like``, in its dtype and on its device."""
+        """a_t and sigma_t, [B, 1, ...] (for an int t, scalars) to broadcast against ``like``, in its dtype and on its device."""
         key = (like.device, like.dtype)
         if key not in self._tables:
             self._tables[key] = (self._a.to(*key), self._sigma.to(*key))
@@ -54,18 +56,18 @@ class NoiseSchedule:
         return a_t * x + sigma_t * eps
 
     def x0_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
-        """f = (x_t - sigma_t eps) / a_t."""
+        """The data prediction f = (x_t - sigma_t eps) / a_t."""
         a_t, sigma_t = self.coefficients(t, x_t)
         return (x_t - sigma_t * eps) / a_t
 
     def eps_from_output(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """The network's output as eps; v = a_t eps - sigma_t x0 gives eps = a_t v + sigma_t x_t."""
+        """The network's output converted to eps: for v = a_t eps - sigma_t x0, eps = a_t v + sigma_t x_t."""
         if self.prediction_type == "epsilon":
             return output
         a_t, sigma_t = self.coefficients(t, x_t)
         return a_t * output + sigma_t * x_t
 
     def noise_to_data_ratio(self, t: Tensor | int, like: Tensor) -> Tensor:
-        """sigma_t / a_t, 2.5017 at t = 625 of Stable Diffusion's schedule."""
+        """sigma_t / a_t, shaped to broadcast against ``like``; 2.5017 at t = 625 in Stable Diffusion's schedule."""
         a_t, sigma_t = self.coefficients(t, like)
         return sigma_t / a_t

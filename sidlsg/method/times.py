@@ -1,4 +1,4 @@
-"""From which distribution the timestep t of an update comes."""
+"""The distribution from which an update draws its timesteps t."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Times(Protocol):
     """A distribution of timesteps; another one (logit-normal, for instance) is another class with this method."""
 
     def draw(self, rng: np.random.Generator) -> int:
-        """One timestep, out of the sample's own random numbers."""
+        """One timestep, drawn with the sample's own random generator."""
         ...
 
 

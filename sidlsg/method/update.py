@@ -1,6 +1,6 @@
-"""One network's share of an iteration: accumulate gradients over micro-batches, then reduce, clip and step once.
+"""The update of one network: accumulate gradients over micro-batches, then all-reduce, clip and step once.
 
-Nothing in here reads a value back from the device, and every process always takes part in the all-reduce: a process whose
+Nothing here reads a value back from the device, and every process always takes part in the all-reduce: a process whose
 samples are all non-finite adds zeros instead of leaving the others waiting.
 """
 
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 
 from sidlsg.method.optim import FullAdam, LeanAdam
 
-# What non-finite gradients become (the authors' recipe).
+# What replaces ±inf in gradients, as in the authors' code.
 INFINITY = 1e5
 
 
 def limit(grad: Tensor) -> float:
-    """What ±inf becomes in a dtype: ±1e5, or the largest half."""
+    """What replaces inf in a gradient of this dtype: 1e5, or the largest number of the dtype if that is smaller (fp16)."""
     return min(INFINITY, torch.finfo(grad.dtype).max)
 
 
 def scrub(grad: Tensor) -> Tensor:
-    """NaN to 0, ±inf to ±1e5; exactly the same values where all are finite."""
+    """NaN becomes 0, ±inf becomes ±``limit(grad)``; finite values are unchanged."""
     return torch.nan_to_num(grad, nan=0.0, posinf=limit(grad), neginf=-limit(grad))
 
 
 def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
-    """x_g with non-finite samples replaced by zeros, and which samples to keep [B] (bool).
+    """x_g [B, C, H, W] with non-finite samples replaced by zeros, and the mask [B] bool of the finite ones.
 
-    A gradient that comes back non-finite for one sample stops here, so it cannot spoil the others. (A sample that is
-    already non-finite inside the network empties the weights' gradients of its micro-batch, never more.)
+    The gradient that comes back to x_g is scrubbed here, so one sample's non-finite gradient cannot spoil the others. (A sample
+    whose activations are non-finite inside a network costs that network the gradient of the micro-batch, but no more.)
     """
     keep = x_g.isfinite().flatten(1).all(1)
     if x_g.requires_grad:
@@ -42,9 +42,9 @@ def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Stats:
-    """What one update did, over the global batch; scalars left on the device (reading them makes a GPU wait).
+    """Statistics of one update over the global batch: scalars on the device (reading one waits for the GPU).
 
-    loss: mean over the batch; skipped: samples left out; x_mean, x_std: of all elements of x_g.
+    loss: mean over the batch; skipped: number of samples left out; x_mean, x_std: over all elements of x_g.
     """
 
     loss: Tensor
@@ -54,7 +54,7 @@ class Stats:
 
     @classmethod
     def from_sums(cls, sums: Tensor, batch: int, elements: int) -> Stats:
-        """From [sum of losses, samples skipped, sum of x_g, sum of x_g^2]."""
+        """From ``sums`` [4] = (losses, samples skipped, x_g, x_g^2) over ``batch`` samples of ``elements`` elements each."""
         loss, skipped, x_sum, x_square_sum = sums.unbind()
         mean = x_sum / (batch * elements)
         return cls(loss / batch, skipped, mean, (x_square_sum / (batch * elements) - mean**2).clamp(min=0).sqrt())
@@ -64,9 +64,9 @@ class NetworkUpdate:
     """Gradients, optimiser and statistics of one trained network.
 
     Args:
-        module: the network; its gradients are scrubbed as they are produced, before they are accumulated.
-        batch: the global batch; losses are averaged over it.
-        clip_value: gradients are clipped to ±clip_value after accumulation (pure fp16 only), or None.
+        module: the network; hooks scrub its gradients before they are accumulated.
+        batch: size of the global batch, over which losses are averaged.
+        clip_value: bound on every element of the accumulated gradient (the paper's recipe has it in fp16); None: no clipping.
         reduce: sums each tensor of a list over all processes, in place; None for a single process.
     """
 
@@ -89,7 +89,7 @@ class NetworkUpdate:
         """Add the gradient of sum(loss) / global batch, leaving out non-finite samples.
 
         Args:
-            loss: [B], with graph; keep: [B] bool; x_g: [B, C, H, W], only for the statistics.
+            loss: [B], with its graph; keep: [B] bool; x_g: [B, C, H, W], only for the statistics.
         """
         keep = keep & loss.isfinite()
         kept = torch.where(keep, loss, 0)
@@ -105,7 +105,7 @@ class NetworkUpdate:
         sums = torch.stack(self._sums).sum(0)
         if self.reduce is not None:
             self.reduce([*gradients, sums])
-        for gradient in gradients:  # sums of finite halves can overflow
+        for gradient in gradients:  # a sum of finite fp16 numbers can overflow
             torch.nan_to_num_(gradient, nan=0.0, posinf=limit(gradient), neginf=-limit(gradient))
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)

@@ -1,4 +1,4 @@
-"""The gradient of a loss through several frozen networks at one point, with all their graphs alive or one after the other."""
+"""Backpropagation of a loss through several frozen networks at one input: through all at once, or one at a time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def at_once(loss: Loss, networks: Sequence[Network], x_t: Tensor) -> Tensor:
 def one_at_a_time(loss: Loss, networks: Sequence[Network], x_t: Tensor) -> Tensor:
     """The same value and the same gradient with respect to x_t, with one network's graph alive at a time.
 
-    First the outputs without graphs, and the loss's gradients v with respect to them; then each network again, for its
-    vector-Jacobian product J^T v. Their sum g is dL/dx_t, and a term with value 0 and gradient g carries it on. Costs one more
-    forward pass of every network; equal to ``at_once`` up to the order of summation.
+    First computes all outputs without graphs, and the gradients v of the loss with respect to them. Then runs each network
+    again, with a graph, for its vector-Jacobian product J^T v. These sum to g = dL/dx_t; a term with value 0 and gradient g hands
+    it to autograd. Costs one more forward pass of every network; equal to ``at_once`` up to the order of summation.
 
     Args:
         loss: outputs [B, C, H, W] of the networks, in order -> one loss per sample [B].
         networks: x_t [B, C, H, W] -> a tuple of outputs; sample i of an output depends on sample i of x_t only.
-        x_t: [B, C, H, W], with graph.
+        x_t: [B, C, H, W], with its graph.
     """
     with torch.no_grad():
         values = [network(x_t) for network in networks]

@@ -1,20 +1,21 @@
-"""The work of an image in passes of the network. No torch in here."""
+"""The cost of one image, in passes of the network. Does not import torch."""
 
 from __future__ import annotations
 
 from sidlsg.config import Config
 from sidlsg.method.guidance import network_passes
 
-# A backward pass of a trained network costs 2.00 forward passes, one through a frozen network (towards its input only) 1.15:
-# counted on SD1.5's UNet by sidlsg.planning.flops.
+# In forward passes, the cost of a backward pass through a trained network, and through a frozen one (gradient of its input only):
+# counted on SD1.5's UNet by sidlsg.planning.counting.
 FULL_BACKWARD, INPUT_BACKWARD = 2.0, 1.15
 
 
 def passes_per_image(config: Config) -> dict[str, int]:
-    """Network passes for one image (one sample of each update): forward, full backward, input-only backward.
+    """Network passes for one image, that is for one sample of each update; they explain the ratios of the times in Table 4.
 
-    The counts behind Table 4's times; psi's passes serve kappa2 and kappa3 alike. Passes that are repeated to save memory
-    count as "repeated forward": every graph under gradient checkpointing, both score networks' by one network at a time.
+    A "full backward" goes through a trained network, an "input backward" through a frozen one. kappa2 and kappa3 share psi's
+    passes. A "repeated forward" saves memory: gradient checkpointing repeats every pass that has a graph, ``two_stage`` those of
+    the score networks in the generator's update.
     """
     k1, k2, k3, k4 = config.guidance
     trained, scores = network_passes(k1), network_passes(k2, k3) + network_passes(k4)

@@ -1,6 +1,6 @@
-"""Operations and saved tensors of a network, counted on the meta device: no weights, no GPU, seconds.
+"""Counts a network's operations and what it saves for the backward pass, on the meta device: no weights, no GPU, seconds.
 
-`python -m sidlsg.planning.counting ARCHITECTURE` prints an entry of ``footprints.yaml``.
+`python -m sidlsg.planning.counting ARCHITECTURE` prints the architecture's entry of ``footprints.yaml``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ functional = nn.functional
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of one sample at the network's own resolution; a multiplication and an addition are two operations.
+    """Number of parameters, and FLOP for one sample at the network's own resolution; a multiply-add counts as two.
 
-    forward, backward (all gradients), input_backward (of a frozen network: towards x_t only) in FLOP.
+    backward computes the gradients of all weights; input_backward, through a frozen network, that of x_t only.
     """
 
     parameters: int
@@ -70,7 +70,7 @@ def example_inputs(
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps for its backward pass: queries, keys, values and the output, no softmax."""
+    """Attention that saves what a fused kernel saves for its backward pass: queries, keys, values and output, no softmax."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,12 +84,12 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _AsOnAGpu(TorchFunctionMode):
-    """Fused attention and, for bf16, CUDA's autocast rules for what a UNet calls: convolutions and matrix products in bf16,
-    normalisations in fp32. Also notes the tokens of every attention, by its number of heads."""
+    """Runs attention as fused and, with ``autocast``, applies CUDA's autocast rules to what a UNet calls: convolutions and matrix
+    products in bf16, normalisations in fp32. Also counts the softmax elements of all self-attentions."""
 
     def __init__(self, autocast: bool) -> None:
         super().__init__()
-        self.softmax = 0  # elements of all self-attentions' softmaxes
+        self.softmax = 0  # number of softmax elements, over all self-attentions
         half, full = torch.bfloat16, torch.float32
         self.casts = {functional.conv2d: half, functional.linear: half} if autocast else {}
         self.casts |= {functional.group_norm: full, functional.layer_norm: full} if autocast else {}
@@ -106,11 +106,11 @@ class _AsOnAGpu(TorchFunctionMode):
 
 
 class _Count:
-    """Bytes of what is saved for a backward pass, each storage once, weights left out."""
+    """Adds up what is saved for a backward pass, in bytes: each storage once, without the weights."""
 
     def __init__(self, network: nn.Module) -> None:
         self.sizes = {p.untyped_storage()._cdata: 0 for p in network.parameters()}
-        self.alive: list[Tensor] = []  # so that no storage's number is given twice
+        self.alive: list[Tensor] = []  # so that the id of a freed storage is not reused
 
     def note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -124,10 +124,10 @@ class _Count:
 
 
 def saved_tensors(build: Callable[[torch.dtype], Any], family: Family, precision: str) -> tuple[Saved, int]:
-    """What one pass of one sample keeps for its backward pass, and the elements of all self-attentions' softmaxes.
+    """What one pass of one sample saves for its backward pass, and the number of softmax elements over all self-attentions.
 
     Args:
-        build: makes the network on the meta device, in a dtype.
+        build: makes the network on the meta device, in a given dtype.
         precision: fp16 or fp32 (everything in that dtype), or bf16 (autocast).
     """
 
@@ -140,7 +140,7 @@ def saved_tensors(build: Callable[[torch.dtype], Any], family: Family, precision
         found, blocks = _Count(network), [0.0]
 
         def inside(block: Any, *inputs: Any) -> Any:
-            """In place of torch.utils.checkpoint: keeps the inputs, counts what would be computed again."""
+            """Stands in for torch.utils.checkpoint: a block's inputs count as saved, the rest as recomputed."""
             again = _Count(network)
             with torch.autograd.graph.saved_tensors_hooks(again.note, lambda tensor: tensor):
                 out = block(*inputs)
@@ -173,10 +173,11 @@ def saved_tensors(build: Callable[[torch.dtype], Any], family: Family, precision
 def footprint(
     name: str, build: Callable[[torch.dtype], Any], family: Family, text_encoder: int = 0, vae: int = 0
 ) -> Footprint:
-    """Everything the plan needs to know of a network, counted in seconds.
+    """All that the plan needs to know of a network; counting takes seconds.
 
     Args:
-        text_encoder, vae: numbers of parameters of all text encoders, and of the VAE.
+        build: makes the network on the meta device, in a given dtype.
+        text_encoder, vae: number of parameters of all text encoders together, and of the VAE.
     """
     cost = count(build(torch.float32), family)
     saved = {precision: saved_tensors(build, family, precision) for precision in DTYPES}
@@ -192,9 +193,9 @@ def footprint(
 
 
 def footprint_of_folder(folder: Path) -> Footprint:
-    """The footprint of a model's folder, from its configurations alone.
+    """The footprint of the model in a diffusers folder, from its configuration files alone.
 
-    Raises UsageError for a folder of no known family.
+    Raises UsageError for a model that no family can run, SidlsgError for a missing or unreadable file.
     """
     about = describe(folder, str(folder))
     family, sizes = about.family, dict.fromkeys(about.family.parts, 0)
@@ -215,7 +216,7 @@ def size(module: nn.Module) -> int:
 
 
 def main(name: str) -> None:
-    """Print an entry of ``footprints.yaml`` for an architecture."""
+    """Print an architecture's entry of ``footprints.yaml``."""
     family, model = family_of_architecture(name), build_model(name, torch.device("meta"))
     encoders = sum(size(part) for key, part in model.parts.items() if key.startswith("text_encoder"))
     found = footprint(name, lambda dtype: build_network(name, "meta", dtype), family, encoders, size(model.vae))

@@ -1,4 +1,5 @@
-"""What a network weighs and works, by architecture (``footprints.yaml``). No torch in here; all sizes in GiB (2^30 bytes)."""
+"""Parameters, operations and saved tensors of each architecture (``footprints.yaml``). Memory is in GiB (2^30 bytes). Does not
+import torch."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Saved:
-    """GiB of tensors saved for the backward pass by one pass of one sample, with attention that never writes its softmax out."""
+    """GiB that one pass of one sample saves for its backward pass, with fused attention (which does not store its softmax)."""
 
-    trained: float  # by a network whose weights get gradients
-    frozen: float  # by one through which gradients only pass
-    checkpointed: float  # by either under gradient checkpointing: the inputs of its blocks
-    block: float  # by the largest block, when it is computed again
+    trained: float  # through a network whose weights get gradients
+    frozen: float  # through one that only passes gradients on to its input
+    checkpointed: float  # through either, under gradient checkpointing: the inputs of its blocks
+    block: float  # through the largest block, while it is recomputed
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Footprint:
     """One architecture at its own resolution, counted by ``counting.py``.
 
     Attributes:
-        network, text_encoder, vae: numbers of parameters (text_encoder: of all of them).
-        gflop: one forward pass of one sample.
-        softmax: GiB of all self-attentions' softmaxes of one sample in 16 bits, which only unfused attention writes out.
-        saved: by precision: fp16, bf16 (autocast, which saves more than pure 16 bit since normalisations compute in fp32), fp32.
+        network, text_encoder, vae: numbers of parameters (text_encoder: of all text encoders together).
+        gflop: GFLOP of one forward pass of one sample.
+        softmax: GiB of the softmaxes of all self-attentions for one sample, in 16 bits; only unfused attention stores them.
+        saved: by precision: fp16, bf16 (autocast, which saves more than fp16 because normalisations run in fp32), fp32.
     """
 
     name: str

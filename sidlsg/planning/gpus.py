@@ -1,8 +1,9 @@
-"""GPUs the plan knows (``gpus.yaml``), and how long a run would take on them. No torch at import."""
+"""The GPUs that the plan knows (``gpus.yaml``), and how fast a run would be on them. Does not import torch."""
 
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sidlsg.planning.cost import forward_equivalents
 
 @dataclass(frozen=True)
 class Gpu:
-    """One row of ``gpus.yaml``: memory in GiB, dense peaks in TFLOP/s by arithmetic, and the share of it that is reached."""
+    """One row of ``gpus.yaml``: memory in GiB, dense peak TFLOP/s by arithmetic, and the share of it that a run reaches (MFU)."""
 
     key: str
     name: str
@@ -35,20 +36,21 @@ def gpus() -> dict[str, Gpu]:
 
 
 def get_gpu(key: str) -> Gpu:
-    """A GPU by key; raises UsageError naming the nearest."""
+    """A GPU by its key (upper or lower case); raises UsageError, naming the nearest key, for an unknown one."""
     if key.lower() not in gpus():
         raise UsageError(f'unknown GPU "{key}"{nearest(key, gpus())}')
     return gpus()[key.lower()]
 
 
 def known_gpu(name: str, memory: float) -> Gpu | None:
-    """The row for a device's own name ("NVIDIA H100 80GB HBM3") with its memory in GiB; None for one the table lacks."""
-    fitting = [gpu for gpu in gpus().values() if gpu.name.split()[-1].split("-")[0].lower() in name.lower()]
+    """The row for a GPU by its name in CUDA ("NVIDIA H100 80GB HBM3") and its memory in GiB; None if the table lacks it."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    fitting = [gpu for gpu in gpus().values() if gpu.name.split()[-1].split("-")[0].lower() in words]
     return min(fitting, key=lambda gpu: abs(gpu.memory - memory), default=None)
 
 
 def arithmetic(config: Config) -> tuple[str, str]:
-    """(kind of peak, kind of efficiency) that a run uses: ("16", "compiled"), ("tf32", "tf32"), ("fp32", "fp32")."""
+    """A run's keys in ``Gpu.peaks`` and ``Gpu.mfu``: ("16", "compiled" or "eager"), ("tf32", "tf32") or ("fp32", "fp32")."""
     if config.precision == "fp32":
         return ("tf32", "tf32") if config.tf32 else ("fp32", "fp32")
     good = config.compile and config.channels_last and config.micro_batch >= 4
@@ -56,16 +58,16 @@ def arithmetic(config: Config) -> tuple[str, str]:
 
 
 def images_per_second(config: Config, gflop: float, gpu: Gpu, processes: int) -> float:
-    """An ESTIMATE: peak x share reached / operations an image, over all processes.
+    """An ESTIMATE, over all processes: peak FLOP/s x MFU / FLOP per image.
 
     Args:
-        gflop: one UNet forward pass of one sample.
+        gflop: GFLOP of one forward pass of the network for one sample.
     """
     peak, efficiency = arithmetic(config)
     return processes * gpu.peaks[peak] * gpu.mfu[efficiency] * 1e3 / (forward_equivalents(config) * gflop)
 
 
-# The bf16 presets by the GiB they need, largest first; what is not SDXL's size is taken for Stable Diffusion's.
+# The GiB that each bf16 preset needs, largest first. An architecture without a row of its own uses sd15's.
 PRESETS = {
     "sd15": ((120, "h200-bf16"), (70, "h100-bf16"), (44, "48gb"), (22, "24gb"), (0, "16gb")),
     "sdxl": ((70, "sdxl-80gb"), (46.5, "sdxl-48gb")),
@@ -73,7 +75,7 @@ PRESETS = {
 
 
 def preset_for(memory: float, architecture: str = "sd15") -> str:
-    """The bf16 preset for a GPU of so many GiB; raises UsageError when the model has none for it."""
+    """The bf16 preset for a GPU with ``memory`` GiB; raises UsageError when none of the architecture's fits."""
     for least, name in PRESETS.get(architecture, PRESETS["sd15"]):
         if memory >= least:
             return name

@@ -1,8 +1,8 @@
-"""Peak GPU memory of a distillation run, predicted by component. No torch in here; all sizes in GiB (2^30 bytes).
+"""Peak GPU memory of a distillation run, predicted by component. All sizes are in GiB (2^30 bytes). Does not import torch.
 
-Nothing is fitted. Copies of the weights are counted from the architecture; so are the tensors that one pass of one sample saves
-for its backward pass (``footprints.yaml``; tests/test_plan.py counts both again). The sum reproduces the 20 memory cells of the
-paper's Table 4.
+Nothing is fitted. Both the parameters of an architecture and the tensors that one pass of one sample saves for its backward pass
+are counted (``footprints.yaml``; tests/test_plan.py counts both again). The sum reproduces the 20 memory cells of the paper's
+Table 4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sidlsg.config import Config
 from sidlsg.method.guidance import network_passes
 from sidlsg.planning.footprint import GIB, Footprint, Saved
 
-# CUDA context, cuDNN and cuBLAS workspaces, fragmentation; not part of what PyTorch calls allocated.
+# CUDA context, cuDNN and cuBLAS workspaces, fragmentation: not in PyTorch's count of allocated memory.
 OVERHEAD = 1.0
 
 
@@ -28,21 +28,22 @@ class Memory:
     average: float
     text_encoder: float
     activations: float
-    vae: float = 0.0  # waits on the CPU with this engine
+    vae: float = 0.0  # this engine keeps it on the CPU
     buckets: float = 0.0  # of DistributedDataParallel, which this engine does not use
 
     @property
     def total(self) -> float:
-        """What PyTorch calls allocated."""
+        """Comparable with PyTorch's count of allocated memory."""
         return sum(vars(self).values())
 
 
 def alive_passes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Sample-passes whose graph is alive at once, as (of a trained network, of frozen ones): in the fake score's update, in the
-    generator's.
+    """Passes per sample whose graphs are alive at once, as (through trained networks, through frozen ones): in the fake score's
+    update, and in the generator's.
 
-    The fake score's own; the generator's own and every guided pass of teacher and fake score (5 in all for LSG, 4 for long and
-    short, 3 for the simplest); one network at a time: its own and the larger of the two.
+    The fake score's update keeps its own passes. The generator's keeps the generator's pass and all those of teacher and fake
+    score (5 together for lsg, 4 for long and short, 3 for lsg-simple); with ``two_stage``, the generator's and those of only one
+    score network, the one with more.
     """
     k1, k2, k3, k4 = config.guidance
     fake, real = network_passes(k2, k3), network_passes(k4)
@@ -50,18 +51,18 @@ def alive_passes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def predict(config: Config, size: Footprint) -> Memory:
-    """The peak over both updates with this engine: gradients of one network at a time, no buckets."""
+    """The larger of the two updates' peaks, with this engine: gradients of one network at a time, no buckets."""
     return max(phases(config, size), key=lambda memory: memory.total)
 
 
 def phases(config: Config, size: Footprint) -> tuple[Memory, Memory]:
-    """The peaks of the fake score's and the generator's update."""
+    """The peak of the fake score's update, and that of the generator's."""
     pure_half = config.precision == "fp16"
     bits = 16 if pure_half else 32
     full, half = size.copy(bits), size.copy(16)
     moments = 1 if config.lean_adam else 2
     autocast = config.precision == "bf16"
-    # Both trained networks' states, unless they wait on the CPU; then only a chunk is ever here, in a step, without activations.
+    # For both trained networks. Offloaded, only a chunk at a time is on the GPU, in a step, when there are no activations.
     optimizer = 0.0 if config.offload_optimizer and config.lean_adam else 2 * moments * full
     average = size.copy(32) if config.ema and config.ema_device == "same" else 0.0
     teacher = half if config.half_teacher else full
@@ -70,8 +71,9 @@ def phases(config: Config, size: Footprint) -> tuple[Memory, Memory]:
     for micro, alive, networks in zip(
         config.micro_batches, alive_passes(config), (1, 2 + (not config.two_stage)), strict=True
     ):
-        # Graphs keep the casts of the networks in them: the fake score's; the generator's and both score networks'. A half
-        # teacher needs none. Checkpointed blocks cast again, so only the network in hand has its casts.
+        # A graph keeps the casts of its network's weights: the fake score's update has graphs of one network, the generator's of
+        # three, or two with two_stage. A teacher stored in 16 bits needs no casts. Checkpointed blocks cast again, so only the
+        # network that is running has its casts.
         casts = 0.0
         if autocast:
             graphs = networks - (1 if config.half_teacher and networks == 3 else 0)
@@ -84,7 +86,7 @@ def phases(config: Config, size: Footprint) -> tuple[Memory, Memory]:
                 optimizer=optimizer,
                 average=average,
                 text_encoder=size.text_encoder * bits / 8 / GIB,
-                # Both halves of a guided pass go through a block at once.
+                # 2 blocks: a guided pass sends both its halves (∅ and c) through a block at once.
                 activations=micro * (saved(config, size, *alive) + 2 * block * config.gradient_checkpointing),
             )
         )
@@ -92,7 +94,7 @@ def phases(config: Config, size: Footprint) -> tuple[Memory, Memory]:
 
 
 def saved(config: Config, size: Footprint, trained: int, frozen: int) -> float:
-    """GiB that so many sample-passes of trained and frozen networks save."""
+    """GiB saved by ``trained`` passes through trained networks and ``frozen`` passes through frozen ones, one sample each."""
     kind = _saved_by_a_pass(config, size)
     if config.gradient_checkpointing:
         return kind.checkpointed * (trained + frozen)
@@ -101,15 +103,15 @@ def saved(config: Config, size: Footprint, trained: int, frozen: int) -> float:
 
 
 def _saved_by_a_pass(config: Config, size: Footprint) -> Saved:
-    assert size.saved is not None  # the plan asks only for what was counted
+    assert size.saved is not None  # callers skip architectures without it
     return size.saved[config.precision]
 
 
 def official(config: Config, size: Footprint) -> Memory:
-    """The paper's own implementation: twelve copies in one precision.
+    """Memory of the authors' implementation, which holds twelve copies of the network in one precision.
 
-    phi, psi, theta and the average; gradients of psi and theta, both kept; the buckets of DistributedDataParallel for both,
-    separate from the gradients; Adam's two moments for both.
+    They are phi, psi, theta and the average; the gradients of psi and theta, kept at the same time; the buckets of
+    DistributedDataParallel for both, separate from the gradients; Adam's two moments for both.
     """
     bits = 16 if config.precision == "fp16" else 32
     copy, text_encoder, vae = size.copy(bits), size.text_encoder * bits / 8 / GIB, size.vae * bits / 8 / GIB
@@ -119,7 +121,8 @@ def official(config: Config, size: Footprint) -> Memory:
 
 
 def largest_micro_batch(config: Config, size: Footprint, budget: float, processes: int) -> int:
-    """The largest micro-batch of the generator's update that divides the batch and fits; 0 when not even one image does."""
+    """The largest micro-batch of the generator's update that divides a process's share of the batch and fits into ``budget`` GiB;
+    0 when not even one image does."""
     share = config.batch // processes
     for micro in sorted((m for m in range(1, share + 1) if share % m == 0), reverse=True):
         fake = min(micro, config.fake_micro_batch or micro)
@@ -128,7 +131,7 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
     return 0
 
 
-# In the order of what they cost in time: nothing worth naming, then 11 %, 38 %, and efficiency.
+# In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.
 REMEDIES = (
     {"ema_device": "cpu"},
     {"half_teacher": True},
@@ -138,13 +141,13 @@ REMEDIES = (
 )
 
 
-# The paper's pure fp16 and the settings that go with it: half the memory, at a loss of quality that the plan names.
+# The paper's pure fp16 and the settings that go with it: about half the memory, at a loss of quality that the plan mentions.
 PURE_HALF: dict[str, object] = {"precision": "fp16", "half_teacher": False, "adam_eps": 1e-6, "clip_value": 1.0}
 
 
 def make_fit(config: Config, size: Footprint, budget: float) -> dict[str, object] | None:
-    """The cheapest settings that bring the run under ``budget`` GiB: switches in order, then single images, then pure fp16;
-    None when nothing does."""
+    """The cheapest changes of settings with which the run fits into ``budget`` GiB: ``REMEDIES``, added one by one, then
+    micro-batches of one image, then pure fp16. None when nothing helps."""
 
     def fits(changes: dict[str, object]) -> bool:
         return predict(replace(config, **changes), size).total + OVERHEAD <= budget  # type: ignore[arg-type]

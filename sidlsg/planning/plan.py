@@ -1,6 +1,6 @@
-"""The plan of a run, printed before it starts and by ``--dry-run``: no network, no weights, no torch.
+"""The plan of a run, printed before it starts and by ``--dry-run``. Making it needs no weights, no network access and no torch.
 
-Counts of passes and copies are exact; memory, images/s and hours are estimates of `memory.py` and `gpus.yaml`, and say so.
+Numbers of passes are exact; memory, images/s and hours are estimates by ``memory.py`` and ``gpus.py``, and are printed as such.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def plan(
     processes: int,
     gpu: Gpu | None = None,
 ) -> RenderableType:
-    """Tables of what will run, how it is cut up, what it costs, and the effective configuration.
+    """The plan, for printing: what will run, how the batch is divided, what it costs, and the effective configuration.
 
     Args:
-        found: the teacher's footprint, as far as it is known.
-        prompts: how the prompt list is described (its count and hash, once it has been read).
-        processes: processes the plan is for.
-        gpu: the device the estimates are for; None leaves out what depends on one.
+        found: the teacher's footprint; None if it is not known.
+        prompts: a description of the prompt list (its length and hash, once it has been read).
+        processes: the number of processes that the plan is for.
+        gpu: the GPU that the estimates are for; None leaves out what depends on one.
     """
     rounds = config.rounds(processes)
     size = found.footprint if found else None
@@ -88,7 +88,7 @@ def _work(config: Config, gflop: float | None) -> str:
 
 
 def _memory(config: Config, size: Footprint, gpu: Gpu | None, processes: int) -> dict[str, str]:
-    """Predicted peak by component, what waits on the CPU, and the largest micro-batch."""
+    """Rows on the predicted peak by component, on what is kept on the CPU, and on the largest micro-batch."""
     found = memory.predict(config, size)
     parts = {name: value for name, value in vars(found).items() if value}
     text = f"{found.total:.1f} GiB (estimate): " + " + ".join(f"{name} {value:.1f}" for name, value in parts.items())
@@ -115,7 +115,7 @@ def _time(config: Config, gflop: float, gpu: Gpu, processes: int) -> str:
 
 
 def misfit(config: Config, size: Footprint | None, gpu: Gpu) -> str | None:
-    """Why the run cannot work on the GPU, and which settings would help; None when it fits, or nothing is known."""
+    """Why the run cannot work on the GPU, and which settings would help; None when it fits or its size is not known."""
     if config.precision == "bf16" and not gpu.bf16:
         return f"{gpu.name} has no bf16 arithmetic; use --precision fp16 (with clip_value 1 and adam_eps 1e-6) or fp32"
     if size is None or size.saved is None:

@@ -1,4 +1,4 @@
-"""Which footprint a teacher has: that of a known architecture, or one counted for it. No torch at import."""
+"""Finds a teacher's footprint: that of a known architecture, or one counted for it. Imports torch only to count."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from sidlsg.teachers.registry import Location
 
 @dataclass(frozen=True)
 class Recognised:
-    """A teacher's footprint; ``assumed`` says what it was taken for when its configuration could not be read."""
+    """A teacher's footprint; ``assumed`` is the architecture it was taken for when its configuration is not on this machine."""
 
     footprint: Footprint
     assumed: str | None = None
 
 
 def recognise(place: Location, may_count: bool = False) -> Recognised | None:
-    """By alias, else by the network's configuration (in the folder, or in the hub's cache), else by the name alone.
+    """A teacher's footprint: by alias, else by the UNet's configuration (in the folder or the hub's cache), else guessed by name.
 
     Args:
-        may_count: count a network that is none of the known ones, which takes seconds and imports torch; the result is cached.
+        may_count: count a UNet that is none of the known ones, which takes seconds and imports torch; the result is cached.
 
-    Returns None for a network that is not known and was not counted.
+    Returns None when the configuration cannot be read, or when the UNet is not known and may not be counted. Raises what
+    ``counting.footprint_of_folder`` raises.
     """
     if place.entry is not None:
         known = footprints().get(place.entry.architecture or "")
@@ -49,7 +50,7 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
 
 
 def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
-    """The folder of a model in the hub's cache, without a network."""
+    """The folder of a model in the hub's cache, found without network access."""
     if not repositories:
         return None
     from huggingface_hub import try_to_load_from_cache

@@ -63,7 +63,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self.complete()[: -self.keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # one that something still reads must not end the run
         return target
 
     def _what_is_left(self) -> str:

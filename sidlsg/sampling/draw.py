@@ -81,6 +81,11 @@ def check_sampling(
         return 1, 1.0
     if sampler is not None and sampler not in SAMPLERS:
         raise UsageError(f'unknown sampler "{sampler}"{nearest(sampler, SAMPLERS)}')
+    if guidance is not None and guidance < 1:
+        raise UsageError(
+            f"guidance is {guidance:g}; diffusers' pipelines guide only above 1 and would draw the picture of 1 (no guidance): "
+            "give 1 or more"
+        )
     return steps or DEFAULT_STEPS, DEFAULT_GUIDANCE if guidance is None else guidance
 
 

@@ -1,4 +1,4 @@
-"""Networks by architecture with random weights: to count operations on the meta device, and to benchmark without a download."""
+"""Models of known architectures with random weights: for counts on the meta device, and for benchmarks without a download."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENS = 77
 
 @functools.cache
 def architectures() -> dict[str, dict[str, Any]]:
-    """``architectures.yaml``: a family, and each part's configuration, by name."""
+    """The rows of ``architectures.yaml`` by name: the family, and the configuration of each part."""
     return read_table("teachers/architectures.yaml")
 
 
@@ -44,7 +44,7 @@ def family_of_architecture(name: str) -> Family:
 
 
 def build_network(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """The network that is distilled, of this architecture, with random weights; raises UsageError for an unknown one."""
+    """The network that would be distilled, with random weights; raises UsageError for an unknown architecture."""
     family = family_of_architecture(name)
     part = family.network
     config = read_object(ASSETS / "emoji" / part / "config.json") if name == "emoji" else architectures()[name][part]
@@ -52,9 +52,9 @@ def build_network(name: str, device: str | torch.device = "cpu", dtype: torch.dt
 
 
 def build_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    """A whole model: random weights at the published shape, the embedded teacher itself for emoji.
+    """A whole model with random weights in the published shapes; for emoji, the embedded teacher with its trained weights.
 
-    The VAE is float32, as everywhere. Raises UsageError for an unknown architecture.
+    The VAE is float32 whatever ``dtype`` is. Raises UsageError for an unknown architecture.
     """
     if name == "emoji":
         return load_model("emoji", device, dtype)
@@ -87,7 +87,7 @@ def build_part(kind: str, config: dict[str, Any], device: str | torch.device) ->
 
 
 def clip_tokenizer(**options: Any) -> Any:
-    """CLIP's tokenizer, out of the vocabulary that open_clip carries."""
+    """CLIP's tokenizer, built from the vocabulary file in the open_clip package."""
     import open_clip
     from transformers import CLIPTokenizer
 

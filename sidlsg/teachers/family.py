@@ -6,6 +6,8 @@ its own in a file of its own, named in ``families.py``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +153,10 @@ class Model:
     def encoder(self) -> PromptEncoder:
         return self.family.encoder(self)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every part as it was loaded, by name: two models with equal digests are one model."""
+        return {name: part_digest(part) for name, part in self.parts.items()}
+
     def denoiser(self, network: nn.Module | None = None, autocast: torch.dtype | None = None) -> Denoiser:
         """The model's network, or a copy of it, as eps(x_t, t, c)."""
         return Denoiser(network or self.network, self.schedule, self.family.predict, autocast)
@@ -171,3 +177,15 @@ class Model:
         finally:
             self.vae.to(home)
         return (images / 2 + 0.5).clamp(0, 1)
+
+
+def part_digest(part: Any) -> str:
+    """SHA-256 over names, dtypes and bytes of a network's weights, or over a tokenizer's vocabulary."""
+    digest = hashlib.sha256()
+    if not isinstance(part, nn.Module):
+        digest.update(json.dumps([sorted(part.get_vocab().items()), part.model_max_length]).encode())
+        return digest.hexdigest()
+    for name, tensor in sorted(part.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What ``--prompts`` names: a text file, the prompts that come with a model, or the authors' published lists."""
+"""The file that ``--prompts`` names: a text file, the prompts that come with a model, or one of the authors' published lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ PROMPT_LISTS = {
 def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bool]:
     """The file behind ``--prompts`` (a path, the name of a model that has prompts, or a published list).
 
-    A published list is downloaded once and kept in ``cache``. Returns the path, and whether it is still to be downloaded.
+    A published list is downloaded once and kept in ``cache``. Returns the path, and whether the file is still to be downloaded
+    (only with ``download`` false). Raises UsageError for an unknown name, SidlsgError when the download fails.
     """
     entry = registry().get(name)
     if entry is not None and entry.prompts is not None:
@@ -38,7 +39,7 @@ def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bo
 
 
 def _download_prompt_list(name: str, target: Path) -> None:
-    """Extract one list from the authors' archive; written under a temporary name and renamed."""
+    """Extract one list from the authors' archive; it is written under a temporary name, then renamed."""
     from huggingface_hub import hf_hub_download, list_repo_files
 
     help_text = f"download {PROMPT_LISTS[name]} from {PROMPT_REPOSITORY} elsewhere and pass it with --prompts FILE"
@@ -50,7 +51,7 @@ def _download_prompt_list(name: str, target: Path) -> None:
                     source = tar.extractfile(member) if Path(member.name).name == PROMPT_LISTS[name] else None
                     if source is not None:
                         target.parent.mkdir(parents=True, exist_ok=True)
-                        temporary = target.with_suffix(f".{os.getpid()}.part")  # several processes may be at it
+                        temporary = target.with_suffix(f".{os.getpid()}.part")  # several processes may download at once
                         try:
                             with temporary.open("wb") as file:
                                 while block := source.read(1 << 20):

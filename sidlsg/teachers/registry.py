@@ -1,4 +1,4 @@
-"""Short names for models (``models.yaml``), and what a name given by the user refers to. No torch in here."""
+"""Short names for models (``models.yaml``), and the location of a model that a user names. Does not import torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def registry() -> dict[str, Entry]:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model is: a local folder, or hub ids to be tried in order. ``entry`` when an alias was given."""
+    """Where a model is: in a local folder, or under hub ids to be tried in order. ``entry`` is set when ``name`` is an alias."""
 
     name: str
     folder: Path | None = None
@@ -51,7 +51,7 @@ class Location:
 
 
 def locate(name: str) -> Location:
-    """An alias, a folder or a hub id ("owner/name"); raises UsageError, naming the nearest alias, for anything else."""
+    """Where a model is, by alias, folder or hub id ("owner/name"); raises UsageError, naming the nearest alias, for any other."""
     if name in registry():
         entry = registry()[name]
         return Location(name, entry.folder, entry.repositories, entry)

@@ -1,4 +1,4 @@
-"""Folders in diffusers' layout that stock pipelines run correctly, written in half precision."""
+"""Writes models in half precision to folders in diffusers' layout, which stock pipelines run correctly."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sidlsg.files import flush
 from sidlsg.teachers.family import Family, Model
 from sidlsg.teachers.loading import STUDENT_FILE, quiet_libraries
 
@@ -26,13 +27,13 @@ def save_folder(
     index: Mapping[str, Any] | None = None,
     note: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder of the family's stock pipeline with half-precision weights, under a temporary name and renamed.
+    """Write a folder for the family's stock pipeline, with weights in float16; replaces ``folder`` only when all is written.
 
-    The configs ask for float32, so that pipelines load one dtype for all parts unless told otherwise.
+    The text encoders' configs still say float32, so that a pipeline without an explicit dtype loads all parts in the same one.
 
     Args:
         index: ``model_index.json`` of the model that the parts come from.
-        note: content of ``sidlsg.json``, for a one-step student.
+        note: content of ``sidlsg.json``, for a one-step student; None writes no such file.
     """
     quiet_libraries()
     halves = {name: half_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
@@ -43,7 +44,7 @@ def save_folder(
         for name, kind in family.parts.items():
             part = temporary / name
             if kind.endswith("Tokenizer"):
-                # transformers 5 writes tokenizer.json only; older releases and other tools read CLIP's own two files.
+                # transformers 5 writes tokenizer.json only; older releases and other tools read CLIP's own pair of files.
                 parts[name].backend_tokenizer.model.save(str(part))
             elif kind.startswith("transformers."):
                 tidy_config(part / "config.json", {"dtype": "float32"})
@@ -55,37 +56,42 @@ def save_folder(
         for path in temporary.rglob("*"):
             if path.is_file():
                 path.chmod(0o644)
+                flush(path)
+        flush(temporary)
+        old = folder.with_name(folder.name + ".old.tmp")
+        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def half_copy(module: nn.Module) -> nn.Module:
-    """A copy on the CPU in float16, made tensor by tensor: nothing of it is ever on the module's own device."""
+    """A copy on the CPU in float16, made tensor by tensor, so that the module's device never holds a second copy."""
 
     def half(tensor: Tensor) -> Tensor:
         dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to("cpu", dtype, copy=True).contiguous()
 
-    # deepcopy takes what it finds in its memo instead of copying it.
+    # deepcopy uses what it finds in its memo instead of copying it.
     memo: dict[int, Any] = {id(p): nn.Parameter(half(p), requires_grad=False) for p in module.parameters()}
     memo |= {id(b): half(b) for b in module.buffers()}
     return deepcopy(module, memo)
 
 
 def tidy_config(path: Path, changes: dict[str, Any]) -> None:
-    """Change a config, and take out the path on this machine that diffusers notes in it."""
+    """Apply ``changes`` to a config file, and remove the path on this machine that diffusers notes in it."""
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def name_text_weights(path: Path) -> None:
-    """Put ``text_model.`` in front of the weights' names, as in every Stable Diffusion folder.
+    """Prefix the names of a text encoder's weights with ``text_model.``, as in every Stable Diffusion folder.
 
-    Late transformers 5 releases leave it out when they save, and read both; older ones and other tools need it.
+    Recent transformers 5 releases save without the prefix and read both forms; older releases and other tools need it.
     """
     weights = load_file(path)
     save_file(
@@ -98,7 +104,7 @@ def name_text_weights(path: Path) -> None:
 def save_student(folder: Path, teacher: Model, network: nn.Module, t_init: int, note: dict[str, Any]) -> None:
     """Write the one-step student: the teacher's folder with the generator as its network and a one-step scheduler.
 
-    ``sidlsg.json`` says how it is sampled and under which licence it stands: the teacher's, which a student inherits.
+    ``sidlsg.json`` records how to sample it, its licence (a student inherits the teacher's) and the entries of ``note``.
     """
     family = teacher.family
     save_folder(

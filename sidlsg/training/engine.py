@@ -129,6 +129,11 @@ class Engine:
             groups["ema"] = self.ema.average
         return groups
 
+    def finite(self) -> bool:
+        """Whether every number of the state is finite; waits for the device once."""
+        tensors = [tensor for group in self.state().values() for tensor in group.values()]
+        return bool(torch.stack([tensor.isfinite().all().to("cpu") for tensor in tensors]).all())
+
     @property
     def adam_steps(self) -> dict[str, int]:
         """Optimiser steps taken by each network."""

@@ -48,16 +48,30 @@ class Summary:
         }
 
 
+def to_numbers(window: Window) -> list[list[list[float]]]:
+    """A window as plain numbers, for a checkpoint."""
+    return [[torch.stack([*vars(stats).values()]).tolist() for stats in pair] for pair in window]
+
+
+def from_numbers(numbers: list[list[list[float]]], device: torch.device) -> Window:
+    """The window that ``to_numbers`` made them of."""
+    return [
+        (Stats(*torch.tensor(psi, device=device)), Stats(*torch.tensor(theta, device=device))) for psi, theta in numbers
+    ]
+
+
 def check(window: Window, config: Config, images_seen: int, kept: str) -> Summary:
-    """The window's summary; raises SidlsgError when the latents' statistics have left their band, or nothing finite is left.
+    """The window's summary; raises SidlsgError when the latents' statistics have left their band, or nothing finite is left in
+    its last iteration.
 
     Args:
         kept: for the message, what is left of the run.
     """
-    found = Summary.of(window)
+    found, newest = Summary.of(window), Summary.of(window[-1:])
     low, high = config.latent_std
     sane = abs(found.x_mean) <= config.latent_mean and low <= found.x_std <= high
-    if not sane or found.skipped >= 2 * config.batch * len(window):
+    # A window of good iterations must not hide that nothing is finite any more.
+    if not sane or newest.skipped >= 2 * config.batch:
         raise SidlsgError(
             f"the generator has diverged at {images_seen:,} images: its latents have mean {found.x_mean:.3g} and standard "
             f"deviation {found.x_std:.3g} (allowed: ±{config.latent_mean:g}, {low:g} to {high:g}), {found.skipped} samples were "

@@ -140,7 +140,7 @@ def preset_here(teacher: str) -> str:
     try:
         import torch
 
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     except ImportError:
         able = False
     if not able:

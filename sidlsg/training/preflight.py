@@ -19,6 +19,9 @@ from sidlsg.training.engine import Engine, plain_attention
 
 # Added to kappa4 for a gradient that is not zero, large against the rounding of half precision.
 RAISE = 10
+# How far the gradient through attention may be from plain attention's, as a share of it. On the embedded teacher an honest kernel
+# is within 1e-6 in fp32 and 0.02 in bf16, one that loses half its gradient is off by 0.3 to 0.5.
+EXACT_GAP, HALF_GAP = 0.01, 0.2
 
 
 class _Probe:
@@ -83,7 +86,7 @@ def preflight(engine: Engine, prompt: str) -> str:
         compared = f"within {gap:.1g} of plain attention's"
     except torch.cuda.OutOfMemoryError:
         gap, compared = 0.0, "not compared with plain attention's (no memory for that)"
-    if not gap <= (1e-2 if exact else 0.5):
+    if not gap <= (EXACT_GAP if exact else HALF_GAP):
         raise SidlsgError(
             f"pre-flight: the gradient through attention ({attention}) differs from plain attention's by {gap:.1%}; "
             "use attention: eager in the preset, or another version of the attention library"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sidlsg import distributed
-from sidlsg.config import Config
+from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.devices import peak_memory, pick_device
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
@@ -25,7 +25,7 @@ from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine, stored_dtype
-from sidlsg.training.health import Summary, Window, check
+from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
@@ -55,16 +55,27 @@ class Trainer:
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
+        self.teacher_sha256 = teacher.digests()
         self.engine = Engine.build(config, teacher, self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
+        self.window: Window = []  # iterations since the last line of metrics
         if self.processes.main:
             folder.claim(config)
         distributed.barrier()
+        if not all(distributed.gather(folder.config.is_file())):
+            raise SidlsgError(
+                f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
+            )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of the state at images_seen."""
+        """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when it is not finite."""
+        if not self.engine.finite():
+            raise SidlsgError(
+                f"the weights are no longer finite at {self.images_seen:,} images, and are not saved. Start again with a smaller "
+                f"--lr, or --precision fp32 or bf16, in another --out. {self.kept()}"
+            )
         if self.processes.main:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
@@ -72,6 +83,8 @@ class Trainer:
                 "adam_steps": self.engine.adam_steps,
                 "precision": self.config.precision,
                 "prompts_sha256": self.prompts.sha256,
+                "teacher_sha256": self.teacher_sha256,
+                "window": to_numbers(self.window),
                 "sidlsg": __version__,
             }
             self.checkpoints.save(self.images_seen, self.engine.state(), facts)
@@ -88,6 +101,14 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content has changed); "
                 "put the old one back, or give another --out to start a new run"
             )
+        other = [
+            name for name, sha in self.teacher_sha256.items() if state.get("teacher_sha256", {name: sha})[name] != sha
+        ]
+        if other:
+            raise UsageError(
+                f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
+                "back, or give another --out to start a new run"
+            )
         for warning in warnings:
             self.console.print(f"[yellow]warning:[/] {escape(warning)}; going on from the one before", highlight=False)
         different = self.engine.load_state(tensors, state["adam_steps"])
@@ -96,16 +117,36 @@ class Trainer:
                 f"the checkpoints in {self.checkpoints.folder} are of another model ({different} differs)"
             )
         self.images_seen = state["images_seen"]
+        self.window = from_numbers(state.get("window", []), self.device)
         if self.processes.main:
             self.folder.cut_metrics(self.images_seen)
         return True
+
+    def agree(self) -> None:
+        """Raise SidlsgError, on every process, when the processes would not train the same run from the same place."""
+        settings = {name: value for name, value in self.config.as_dict().items() if name not in FREE_FIELDS}
+        facts = {
+            "images seen": self.images_seen,
+            "settings": settings,
+            "micro-batches": self.config.micro_batches,
+            "prompts": self.prompts.sha256,
+            "teacher": self.teacher_sha256,
+            "version": __version__,
+        }
+        if different := distributed.agree(facts):
+            raise SidlsgError(
+                f"the processes do not agree on: {', '.join(different)}. All of them need the same run folder on a shared disk, "
+                "the same files, and the same version of sidlsg"
+            )
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence."""
         config = self.config
-        if self.resume():
+        resumed = self.resume()
+        self.agree()
+        if resumed:
             self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
         else:
             if self.processes.main:
@@ -116,40 +157,43 @@ class Trainer:
         if config.compile:
             self.engine.compile()
         grids = grid_places(config.images, config.batch)
-        window: Window = []
-        begun, logged = time.monotonic(), self.images_seen
+        begun, logged, saved = time.monotonic(), self.images_seen, time.monotonic()
         self.console.print(NOTE, highlight=False, style="dim")
         if config.precision == "fp16":
             self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
         with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals() as stop:
             while self.images_seen < config.images:
                 before = self.images_seen
-                self.iterate(window)
+                self.iterate()
                 crossed, last = _crossed(before, self.images_seen), self.images_seen >= config.images
                 if progress.due():
-                    psi, theta = window[-1]
+                    psi, theta = self.window[-1]
                     progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
                 if crossed(config.log_every) or last:
                     seconds = time.monotonic() - begun
-                    self.log(self.check(window), (self.images_seen - logged) / seconds)
-                    window, begun, logged = [], time.monotonic(), self.images_seen
+                    self.log(self.check(), (self.images_seen - logged) / seconds)
+                    self.window, begun, logged = [], time.monotonic(), self.images_seen
                 if any(before < at <= self.images_seen for at in grids):
                     self.grid()
                 begun += self.track(before)
-                stopping = distributed.any_process(stop.is_set())
-                if crossed(config.checkpoint_every) or stopping or last:
-                    if window:
-                        self.check(window)  # a checkpoint of a diverged run would only hide the good one before
+                late = (
+                    config.checkpoint_minutes is not None and time.monotonic() - saved >= 60 * config.checkpoint_minutes
+                )
+                stopping, late = distributed.any_process(stop.is_set(), late)
+                if crossed(config.checkpoint_every) or late or stopping or last:
+                    if self.window:
+                        self.check()  # a checkpoint of a diverged run would only hide the good one before
                     self.save()
+                    saved = time.monotonic()
                 if stopping and not last:
                     raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
         if self.processes.main:
             write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
 
-    def iterate(self, window: Window) -> None:
-        """One iteration of Algorithm 1 with its average; appends its statistics."""
+    def iterate(self) -> None:
+        """One iteration of Algorithm 1 with its average; its statistics join the window."""
         batches = (self.draw(draws.FAKE_SCORE), self.draw(draws.GENERATOR))
-        window.append(self.engine.iterate(batches, self.images_seen))
+        self.window.append(self.engine.iterate(batches, self.images_seen))
         self.images_seen += self.config.batch
 
     def draw(self, update: int) -> Batch:
@@ -161,11 +205,14 @@ class Trainer:
         prompts = [self.prompts[i] for i in self.order(position + offset, count)]
         return self.engine.draw(update, self.images_seen + offset, prompts)
 
-    def check(self, window: Window) -> Summary:
+    def check(self) -> Summary:
         """The window's summary; raises SidlsgError when the run is no longer sane."""
+        return check(self.window, self.config, self.images_seen, self.kept())
+
+    def kept(self) -> str:
+        """What is left of a run that went wrong."""
         last = self.checkpoints.complete()
-        kept = f"The last checkpoint before, {last[-1]}, is kept." if last else "No checkpoint had been written yet."
-        return check(window, self.config, self.images_seen, kept)
+        return f"The last checkpoint before, {last[-1]}, is kept." if last else "No checkpoint had been written yet."
 
     def log(self, found: Summary, rate: float) -> None:
         """Append a line to metrics.jsonl."""
