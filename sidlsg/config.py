@@ -182,6 +182,8 @@ class Config:
             raise UsageError(
                 f"half_teacher goes with precision bf16; with {self.precision} it would change the teacher"
             )
+        if self.offload_optimizer and not self.lean_adam:
+            raise UsageError("offload_optimizer needs lean_adam; torch's own Adam keeps its state on the GPU")
         if self.precision == "fp16" and self.adam_eps < SMALLEST_HALF:
             raise UsageError(
                 f"adam_eps is {self.adam_eps}, which is 0 in half precision, where a step divides by it: precision fp16 needs "

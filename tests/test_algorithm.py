@@ -300,16 +300,34 @@ def test_an_all_non_finite_batch_steps_with_zeros() -> None:
         assert torch.equal(p, before[name])
 
 
-def test_halves_that_overflow_when_added_do_not_poison_the_optimiser() -> None:
-    """Two micro-batches of finite half gradients can add up to inf; Adam would turn inf / inf into NaN for good."""
-    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
+def test_halves_that_overflow_do_not_freeze_a_weight_for_good() -> None:
+    """Finite half gradients can add up to inf, and the square of one above 255.9 is inf already: the second moment would stay
+    infinite and the weight stand still whatever comes later."""
+    weight = torch.nn.Parameter(torch.full((3,), 1e-3, dtype=torch.float16))
     module = torch.nn.Module()
     module.register_parameter("weight", weight)
-    update = NetworkUpdate(module, LeanAdam(module.parameters(), eps=1e-6), batch=1)
-    for _ in range(2):
-        update.accumulate((weight * 60_000).sum().view(1), torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, 1, 1))
-    update.step()
+    update = NetworkUpdate(module, LeanAdam(module.parameters(), lr=1e-3, eps=1e-6), batch=1)
+    keep, x_g = torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, 1, 1)
+
+    def step(*scales: float) -> None:
+        for scale in scales:
+            loss = (weight * scale).sum().view(1)
+            assert loss.isfinite()
+            update.accumulate(loss, keep, x_g)
+        update.step()
+
+    step(6000.0, 6000.0)  # twelve thousand: finite, but not its square
+    for _ in range(3):
+        weight.data.fill_(1e-3)
+        step(60_000.0, 60_000.0)  # more than the largest half
+    for _ in range(200):
+        step(8000.0)  # and for long enough that the mean of squares is a square itself
+    assert update.optimizer.second_moment(weight).isfinite().all()
+    before = weight.detach().clone()
+    for _ in range(20):
+        step(300.0)
     assert weight.isfinite().all()
+    assert (weight - before).abs().min() > 1e-3
 
 
 def test_updates_touch_only_their_own_network() -> None:

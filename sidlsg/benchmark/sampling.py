@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def measure_sampling(
         out: folder for the PNG files of the row that writes them.
     """
     t_init = (model.student or {}).get("t_init", 625)
-    model.student = {"t_init": t_init}
+    model = replace(model, student={"t_init": t_init})
     rounds = -(-pictures // batch)
     pictures = rounds * batch
     prompts = [PROMPT.format(i) for i in range(batch)]

@@ -78,6 +78,7 @@ class JudgeFeatures(FeatureExtractorBase):
     def __init__(self, name: str, features_list: Sequence[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
         self.clip = load_judge()
+        self.network = self.clip.model  # registered, so that ``to`` moves it
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:

@@ -91,6 +91,13 @@ class Scorer:
             self.weights[protocol.clip_weights] = file_sha256(path or JUDGE / "open_clip_model.safetensors")
             self.shared = shared
 
+    def to(self, device: torch.device) -> None:
+        """Move the networks, so that a scorer that is used now and then takes no GPU memory in between."""
+        for network in (self.extractor, self.clip.model if self.clip else None):
+            if network is not None:
+                network.to(device)
+        self.device = device
+
     @property
     def feature_weights(self) -> str:
         """SHA-256 of the feature network's file."""

@@ -17,8 +17,6 @@ class Generator(Protocol):
     A few-step generator is another class with these methods, whose ``rollout`` makes all steps but the last, without gradient.
     """
 
-    denoiser: Denoiser
-
     def rollout(self, z: Tensor, c: Condition) -> tuple[Tensor, Tensor]:
         """z ~ N(0, I) [B, C, H, W] -> the input x_t [B, C, H, W] of the last step and its timesteps t [B]."""
         ...

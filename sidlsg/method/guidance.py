@@ -47,14 +47,13 @@ class Strategy:
 
     spread: Callable[[float], Guidance]
     default: float
-    meaning: str
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "long": Strategy(lambda k: Guidance(1, 1, 1, k), 3.0, "teacher guided more, k > 1"),
-    "short": Strategy(lambda k: Guidance(1, k, k, 1), 0.5, "fake score guided less, 0 < k < 1"),
-    "lsg-simple": Strategy(lambda k: Guidance(k, 1, 1, 1), 2.0, "fake score trained with guidance, k > 1"),
-    "lsg": Strategy(lambda k: Guidance(k, k, k, k), 1.5, "long-short guidance, k in 1.5, 2, 3, 4.5"),
+    "long": Strategy(lambda k: Guidance(1, 1, 1, k), 3.0),
+    "short": Strategy(lambda k: Guidance(1, k, k, 1), 0.5),
+    "lsg-simple": Strategy(lambda k: Guidance(k, 1, 1, 1), 2.0),
+    "lsg": Strategy(lambda k: Guidance(k, k, k, k), 1.5),
 }
 
 

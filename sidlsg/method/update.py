@@ -19,8 +19,9 @@ INFINITY = 1e5
 
 
 def limit(grad: Tensor) -> float:
-    """What replaces inf in a gradient of this dtype: 1e5, or the largest number of the dtype if that is smaller (fp16)."""
-    return min(INFINITY, torch.finfo(grad.dtype).max)
+    """What replaces inf in a gradient of this dtype: 1e5, or for fp16 the largest number whose square is finite (255.9), since
+    the optimiser's second moment has the gradient's dtype and would stay infinite for good."""
+    return min(INFINITY, torch.finfo(grad.dtype).max ** 0.5)
 
 
 def scrub(grad: Tensor) -> Tensor:
@@ -105,8 +106,10 @@ class NetworkUpdate:
         sums = torch.stack(self._sums).sum(0)
         if self.reduce is not None:
             self.reduce([*gradients, sums])
-        for gradient in gradients:  # a sum of finite fp16 numbers can overflow
+        for gradient in gradients:  # sums of finite halves can overflow
             torch.nan_to_num_(gradient, nan=0.0, posinf=limit(gradient), neginf=-limit(gradient))
+            if gradient.dtype == torch.float16:
+                gradient.clamp_(-limit(gradient), limit(gradient))
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()

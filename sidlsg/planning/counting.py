@@ -171,7 +171,12 @@ def saved_tensors(build: Callable[[torch.dtype], Any], family: Family, precision
 
 
 def footprint(
-    name: str, build: Callable[[torch.dtype], Any], family: Family, text_encoder: int = 0, vae: int = 0
+    name: str,
+    build: Callable[[torch.dtype], Any],
+    family: Family,
+    text_encoder: int = 0,
+    vae: int = 0,
+    tokens: int = 77,
 ) -> Footprint:
     """All that the plan needs to know of a network; counting takes seconds.
 
@@ -179,7 +184,7 @@ def footprint(
         build: makes the network on the meta device, in a given dtype.
         text_encoder, vae: number of parameters of all text encoders together, and of the VAE.
     """
-    cost = count(build(torch.float32), family)
+    cost = count(build(torch.float32), family, tokens)
     saved = {precision: saved_tensors(build, family, precision) for precision in DTYPES}
     return Footprint(
         name=name,
@@ -218,8 +223,9 @@ def size(module: nn.Module) -> int:
 def main(name: str) -> None:
     """Print an architecture's entry of ``footprints.yaml``."""
     family, model = family_of_architecture(name), build_model(name, torch.device("meta"))
+    tokens = model.parts["tokenizer"].model_max_length
     encoders = sum(size(part) for key, part in model.parts.items() if key.startswith("text_encoder"))
-    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), family, encoders, size(model.vae))
+    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), family, encoders, size(model.vae), tokens)
     print(found.as_yaml())
 
 

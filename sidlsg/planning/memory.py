@@ -156,6 +156,8 @@ def make_fit(config: Config, size: Footprint, budget: float) -> dict[str, object
     for remedy in REMEDIES:
         if "half_teacher" in remedy and config.precision != "bf16":
             continue
+        if "offload_optimizer" in remedy and not config.lean_adam:
+            continue
         if "two_stage" in remedy and config.gradient_checkpointing:
             continue  # checkpointing saves more; both together cost twice
         if all(getattr(config, key) == value for key, value in remedy.items()):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from sidlsg.data import cache_folder, read_table
 from sidlsg.files import write_text
 from sidlsg.planning.footprint import Footprint, Saved, footprints
 from sidlsg.teachers.registry import Location
+from sidlsg.version import __version__
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
     for name, row in read_table("teachers/architectures.yaml").items():
         if all(config.get(key) == value for key, value in row["unet"].items()):
             return Recognised(footprints()[name])
-    return Recognised(_counted(folder, config)) if may_count else None
+    return Recognised(_counted(folder)) if may_count else None
 
 
 def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
@@ -59,9 +58,10 @@ def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
     return Path(found).parents[1] if isinstance(found, str) else None
 
 
-def _counted(folder: Path, config: Mapping[str, Any]) -> Footprint:
+def _counted(folder: Path) -> Footprint:
     """The footprint of a folder's model, from the cache or counted on the meta device."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:20]
+    configs = sorted(path.read_text(encoding="utf-8") for path in folder.glob("*/config.json"))
+    digest = hashlib.sha256(json.dumps([__version__, configs]).encode()).hexdigest()[:20]
     path = cache_folder() / "footprints" / f"{digest}.json"
     try:
         row = json.loads(path.read_text(encoding="utf-8"))

@@ -50,7 +50,7 @@ class Tracker:
 
     def __init__(self, config: Config, device: torch.device, processes: Processes) -> None:
         self.protocol: Protocol = get_protocol(config.eval_protocol)
-        self.processes, self.batch = processes, config.micro_batch
+        self.processes, self.batch, self.device = processes, config.micro_batch, device
         embedded = self.protocol.prompts == "emoji-bench"
         if config.eval_reference is None and not embedded:
             raise UsageError(
@@ -67,6 +67,7 @@ class Tracker:
             captions = PromptFile(path)
             self.reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
         self.captions = list(captions)[: config.eval_images]
+        self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
 
     @property
     def key(self) -> str:
@@ -84,6 +85,7 @@ class Tracker:
         """
         mine = list(range(len(self.captions)))[self.processes.rank :: self.processes.world]
         parts = []
+        self.scorer.to(self.device)
         for start in range(0, len(mine), CHUNK):
             pictures = []
             chunk = mine[start : start + CHUNK]
@@ -96,9 +98,13 @@ class Tracker:
         everything = distributed.gather((numbers, features, embeddings))
         order = torch.cat([part[0] for part in everything]).argsort()
         encoded = Encoded(*(torch.cat([part[i] for part in everything])[order] for i in (1, 2)))
-        if not self.processes.main:
-            return {}
-        return self.scorer.score(encoded, self.reference, self.captions, [(i, i) for i in range(len(self.captions))])
+        try:
+            if not self.processes.main:
+                return {}
+            pairs = [(i, i) for i in range(len(self.captions))]
+            return self.scorer.score(encoded, self.reference, self.captions, pairs)
+        finally:
+            self.scorer.to(torch.device("cpu"))
 
 
 def draw_curves(scores: Sequence[dict[str, Any]], path: Path, distance: str) -> None:
