@@ -185,15 +185,31 @@ def test_an_sdxl_teacher_is_sampled_and_scored(tiny_sdxl: Path, run, tmp_path: P
     arguments = {"num_inference_steps": 3, "guidance_scale": 2.5, "generator": torch.Generator().manual_seed(5)}
     stock = pipeline("a cat", **arguments).images[0]
     assert np.abs(np.asarray(stock).astype(int) - ours).max() <= 1
-    captions = tmp_path / "captions.txt"
-    captions.write_text("a cat\na dog\nred heart\n", encoding="utf-8")
-    scored = ["--protocol", "embedded", "--only", "clip", "--prompts", captions, "--out", "scores"]
-    code, _, err = run("eval", *options, *scored)
-    # The embedded protocol compares 64x64 pictures as they are: the drawing worked, the comparison says why it cannot.
-    assert code == 2
-    one_line(err, "8x8", "64x64")
-    assert len(list((tmp_path / "scores" / "images").glob("*.png"))) == 3
-    assert json.loads((tmp_path / "scores" / "generation.json").read_text())["steps"] == 3
+
+
+def test_an_sdxl_model_is_scored(tiny_sdxl: Path, run, tmp_path: Path) -> None:
+    """With latents for the 64x64 pictures that the embedded protocol compares."""
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "model")
+    change_json(folder / "unet" / "config.json", sample_size=32)
+    options = [
+        "--model",
+        folder,
+        "--steps",
+        "2",
+        "--guidance",
+        "2.5",
+        "--limit",
+        "16",
+        "--device",
+        "cpu",
+        "--out",
+        "scores",
+    ]
+    code, _, err = run("eval", *options)
+    assert code == 0, err
+    found = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert set(found["scores"]) == {"fd", "precision", "recall", "clip", "retrieval_top1", "retrieval_top5"}
+    assert (found["pictures"], found["generation"]["steps"], found["generation"]["guidance"]) == (16, 2, 2.5)
 
 
 def test_a_unet_that_does_not_say_its_size_has_its_familys() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import change_json, one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -173,6 +173,15 @@ def test_a_teacher_is_sampled_in_many_steps_with_guidance(sample, tiny_teacher: 
         sample("a cat", *teacher, "--steps", "2", "--seed", "1")[0],
     ]
     assert all(np.abs(pixels(one) - pixels(path)).max() > 0 for path in changed)
+
+
+def test_a_student_of_several_steps_is_not_drawn_in_one(run, run_folder: Path, tmp_path: Path) -> None:
+    """The note says how a student is sampled, and is asked before a picture is drawn."""
+    folder = shutil.copytree(run_folder / "student", tmp_path / "student")
+    change_json(folder / "sidlsg.json", timesteps=[625, 312])
+    code, _, err = run("sample", "a cat", "--model", folder, "--device", "cpu")
+    assert code == 2
+    one_line(err, "several steps")
 
 
 @pytest.mark.parametrize("guidance", ["0", "0.5"])

@@ -72,6 +72,8 @@ def check_sampling(
     Raises UsageError when an option does not fit the model, or for an unknown sampler.
     """
     if model.student is not None:
+        if len(model.student.get("timesteps", [0])) > 1:
+            raise UsageError(f"{model.source} takes several steps; this version of sidlsg draws one-step students only")
         if steps not in (None, 1):
             raise UsageError(f"{model.source} is a one-step generator; leave out --steps")
         if guidance not in (None, 1.0):
