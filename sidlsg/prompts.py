@@ -22,11 +22,17 @@ def _clean(line: bytes) -> str:
 class PromptFile(Sequence[str]):
     """The non-blank lines of a text file, stripped, read on demand: each takes 16 bytes of memory.
 
-    ``sha256`` is the hash of the whole file. Raises UsageError when the file is missing or unreadable, holds no prompt, or is not
+    ``sha256`` is the hash of the whole file.
+
+    Args:
+        numbered: keep blank lines in between as "", so that item i is line i. A caption file is read this way, since line i
+            belongs to picture i; it must then have line feeds, alone or after carriage returns, as its line ends.
+
+    Raises UsageError when the file is missing or unreadable, holds no prompt, or is not
     UTF-8 (naming the line).
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, numbered: bool = False) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
@@ -37,7 +43,7 @@ class PromptFile(Sequence[str]):
         except OSError as error:
             raise UsageError(f"prompt file {path} cannot be read: {error.strerror}") from None
         digest = hashlib.sha256()
-        spans, place = array("q"), 0
+        spans, place, last = array("q"), 0, 0  # last: length of spans at the last line that is not blank
         for number, line in enumerate(iter(self._read_line, b""), start=1):
             digest.update(line)
             try:
@@ -47,9 +53,16 @@ class PromptFile(Sequence[str]):
                     f"prompt file {path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); "
                     "convert it, for instance with: iconv -f latin1 -t utf-8"
                 ) from None
-            if not blank:
+            if numbered and b"\r" in line.rstrip(b"\r\n"):
+                raise UsageError(
+                    f"caption file {path}, line {number}: a carriage return inside the line, so that lines cannot be counted; "
+                    "convert its line ends, for instance with: tr '\\r' '\\n'"
+                )
+            if numbered or not blank:
                 spans.extend((place, place + len(line)))
+            last = last if blank else len(spans)
             place += len(line)
+        del spans[last:]
         if not spans:
             raise UsageError(f"prompt file {path} holds no prompts; give a text file with one prompt a line")
         self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2)

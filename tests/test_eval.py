@@ -156,6 +156,44 @@ def test_a_teachers_row_says_how_it_was_sampled(run, tmp_path: Path) -> None:
     assert "emoji, 2 steps, CFG 1.5, unipc" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
+def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
+    """A blank line takes its own picture out of the score, and moves no other caption."""
+    pictures = folder_of(tmp_path / "pictures", 12)
+    lines = [f"a drawing of thing number {i}" for i in range(12)]
+    whole, blank = tmp_path / "whole.txt", tmp_path / "blank.txt"
+    whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    blank.write_text("\ufeff" + "\r\n".join(["", *lines[1:5], "  ", *lines[6:]]) + "\r\n\r\n", encoding="utf-8")
+
+    def clip(captions: Path, folder: Path) -> tuple[float, str]:
+        shutil.rmtree("out", ignore_errors=True)
+        options = ["--images", folder, "--protocol", "embedded", "--only", "clip", "--prompts", captions]
+        code, shown, err = run("eval", *options, "--device", "cpu", "--out", "out")
+        assert code == 0, err
+        return results(Path("out"))["scores"]["clip"], shown
+
+    found, shown = clip(blank, pictures)
+    assert "2 captions are blank lines (first: 0)" in shown
+    for number in (0, 5):
+        (pictures / f"{number:06d}.png").unlink()
+    expected, _ = clip(whole, pictures)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_blank_caption_is_not_drawn(run, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("red heart\n\n" + "cat face\n" * 16, encoding="utf-8")
+    code, _, err = run("eval", "--prompts", "captions.txt", "--device", "cpu", "--only", "clip", "--out", "out")
+    assert code == 0, err
+    drawn = {path.stem: Image.open(path).text["prompt"] for path in Path("out/images").glob("*.png")}
+    assert drawn == {"000000": "red heart"} | {f"{i:06d}": "cat face" for i in range(2, 18)}
+
+
+def test_captions_whose_lines_cannot_be_counted_are_refused(run, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_bytes(b"red heart\rcat face\rpig face\n")
+    code, _, err = run("eval", "--prompts", "captions.txt", "--device", "cpu", "--out", "out")
+    assert code == 2
+    one_line(err, "captions.txt, line 1", "carriage return")
+
+
 def test_statistics_can_be_shared_instead_of_pictures(run, tmp_path: Path) -> None:
     real, fake = folder_of(tmp_path / "real", 12), folder_of(tmp_path / "fake", 9)
     stats = tmp_path / "stats.npz"

@@ -18,7 +18,8 @@ class Captions:
     """The captions of an evaluation.
 
     Attributes:
-        lines: the captions; None when they are not downloaded yet, or none were given.
+        lines: caption i belongs to picture i, and "" (a blank line) to none; None when the captions are not downloaded yet, or
+            none were given.
         where: their path; before a download, its URL and target path.
         sha256: of the whole caption file; empty when unknown.
     """
@@ -41,16 +42,16 @@ def captions_of(request: Request, protocol: Protocol, download: bool) -> Caption
     if request.images is not None:  # finished pictures: any caption file will do
         if request.prompts is None and protocol.prompts == "coco30k":
             return Captions(None, "none given", "")
-        lines = PromptFile(request.prompts or own)
+        lines = PromptFile(request.prompts or own, numbered=True)
         return Captions(list(lines), str(lines.path), lines.sha256)
     if protocol.prompts == "emoji-bench":
-        lines = PromptFile(request.prompts or own)
+        lines = PromptFile(request.prompts or own, numbered=True)
     else:
         found = find_weights(protocol.prompts, request.prompts, download)
         row = weight_files()[protocol.prompts]
         if found is None:
             return Captions(None, f"{row.url} -> {cache_folder() / 'weights' / row.file}", row.sha256 or "")
-        lines = PromptFile(found)
+        lines = PromptFile(found, numbered=True)
         if len(lines) != protocol.images:
             raise UsageError(
                 f"{found} holds {len(lines):,} captions; the protocol {protocol.name} has {protocol.images:,}"

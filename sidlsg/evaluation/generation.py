@@ -30,7 +30,7 @@ class Job:
 
 def caption_jobs(captions: Sequence[str]) -> list[Job]:
     """One job per caption: caption i, drawn with seed i, goes to ``00000i.png``."""
-    return [Job(Path(f"{i:06d}.png"), caption, i) for i, caption in enumerate(captions)]
+    return [Job(Path(f"{i:06d}.png"), caption, i) for i, caption in enumerate(captions) if caption]
 
 
 def style_jobs(prompts: dict[str, list[str]]) -> list[Job]:
@@ -45,7 +45,9 @@ class Settings:
     """The settings that the pictures of an evaluation depend on; saved beside them as ``generation.json``."""
 
     model: str
-    unet_sha256: str
+    parts_sha256: dict[str, str]  # of network, VAE, text encoders and tokenizers
+    scheduler: dict[str, Any]
+    t_init: int | None
     one_step: bool
     steps: int
     guidance: float | None

@@ -30,7 +30,6 @@ from sidlsg.evaluation.scoring import encode_folder, score_pictures, score_style
 from sidlsg.files import write_text
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
-from sidlsg.teachers.family import part_digest
 from sidlsg.version import __version__
 
 
@@ -141,7 +140,9 @@ def draw(
     steps, guidance = check_sampling(model, **request.generation)
     settings = Settings(
         model=model.source,
-        unet_sha256=part_digest(model.network),
+        parts_sha256=model.digests(),
+        scheduler=model.scheduler_config,
+        t_init=model.student["t_init"] if model.student else None,
         one_step=model.student is not None,
         steps=steps,
         guidance=guidance,

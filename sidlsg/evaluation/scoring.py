@@ -82,14 +82,19 @@ def score_pictures(
     paired: list[tuple[int, int]] = []
     if captions is not None and "clip" in scorer.metrics:
         paired = pairs(folder.index, len(folder), len(captions))
+        if blank := [number for number, caption in enumerate(captions) if not caption]:
+            warn(
+                f"{len(blank):,} captions are blank lines (first: {blank[0]}): pictures of that number are not in the CLIP score"
+            )
+            paired = [(position, number) for position, number in paired if captions[number]]
         if folder.index is None:
             warn("file names are not numbers, so pictures cannot be paired with captions: no CLIP score")
         else:
             there = {number for _, number in paired}
-            absent = [number for number in range(len(captions)) if number not in there]
+            absent = [number for number, caption in enumerate(captions) if caption and number not in there]
             if absent:
                 warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]})")
-            extra = len(folder) - len(paired)
+            extra = sum(number >= len(captions) for number in folder.index)
             if extra:
                 warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions: not in the CLIP score")
     features = reference is not None

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sidlsg.errors import UsageError, nearest
+from sidlsg.errors import SidlsgError, UsageError, nearest
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
 from sidlsg.teachers.family import Model
@@ -116,4 +116,10 @@ def draw(
             images = one_step(model, prompts[part], seeds[part], model.student["t_init"])
         else:
             images = many_steps(model, prompts[part], seeds[part], steps, guidance, sampler)
+        if bad := [i for i, image in enumerate(images) if not bool(image.isfinite().all())]:
+            first = start + bad[0]
+            raise SidlsgError(
+                f'{len(bad)} of {len(images)} pictures are not finite (first: "{prompts[first]}", seed {seeds[first]}): '
+                f"the weights of {model.source} are damaged, or overflow in this precision; try another --precision"
+            )
         yield from to_pil(images)

@@ -80,6 +80,9 @@ class Family(ABC):
             if str(found).removesuffix("Fast") != wanted:
                 raise UsageError(f"the {part} of {about.source} is a {found}; {self.what} has a {wanted}")
 
+    def settle(self, parts: Mapping[str, Any], source: str) -> None:  # noqa: B027
+        """Fill in what the configurations of loaded parts leave open; raise UsageError when the parts do not fit together."""
+
     def check_teacher(self, about: Description) -> None:  # noqa: B027
         """Raise UsageError when the model can be sampled but is no teacher: one that was distilled already."""
 

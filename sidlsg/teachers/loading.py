@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
 from torch import nn
 
 from sidlsg.errors import SidlsgError, UsageError
@@ -49,6 +51,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype = torch.float
         part: _load_part(folder / part, kind, device, torch.float32 if part == "vae" else dtype)
         for part, kind in family.parts.items()
     }
+    family.settle(parts, source)
     return Model(
         source=source,
         family=family,
@@ -110,22 +113,90 @@ def licence_of(folder: Path) -> str | None:
 
 
 def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """One part by its class, "library.Class"; networks on ``device``, frozen and in eval mode."""
+    """One part by its class, "library.Class"; networks on ``device``, frozen and in eval mode.
+
+    Raises SidlsgError for files that are missing or damaged, UsageError for weights that are not those of this network: what a
+    library would fill in at random, or leave out, with a warning.
+    """
     library, _, name = kind.rpartition(".")
     cls = getattr(importlib.import_module(library), name)
+    network = issubclass(cls, nn.Module)
     options: dict[str, Any] = {}
-    if issubclass(cls, nn.Module):
-        options = {"use_safetensors": True, "dtype" if library == "transformers" else "torch_dtype": dtype}
+    if network:
+        dtype_name = "dtype" if library == "transformers" else "torch_dtype"
+        options = {"use_safetensors": True, "output_loading_info": True, dtype_name: dtype}
+        if variant := _variant(folder):
+            options["variant"] = variant
     try:
         loaded = cls.from_pretrained(str(folder), local_files_only=True, **options)
-        return loaded.to(device).eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded
-    except torch.cuda.OutOfMemoryError:
+        if not network:
+            return loaded
+        module, info = loaded
+        _complete(folder, info)
+        return module.to(device).eval().requires_grad_(False)
+    except (torch.cuda.OutOfMemoryError, SidlsgError):
         raise
     except Exception as error:  # each library raises its own types; all mean the same to the user
+        if network and (missing := _not_there(folder, cls)):
+            raise _foreign(folder, missing) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise SidlsgError(
             f"{folder} cannot be loaded: {first}. If the file is corrupt or cut short, fetch or copy it again."
         ) from error
+
+
+# Precisions that model repositories keep beside the plain files, in the order of preference when there are no plain ones.
+VARIANTS = ("fp32", "bf16", "fp16", "non_ema")
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant to ask for when a part has no plain weights ("model.fp16.safetensors"); None for plain ones.
+
+    Raises UsageError when the weights are in another format than safetensors.
+    """
+    names = [path.name for path in folder.glob("*.safetensors")]
+    found = {
+        variant: [n for n in names if re.search(rf"\.{variant}(-\d+-of-\d+)?\.safetensors$", n)] for variant in VARIANTS
+    }
+    if len(names) > sum(map(len, found.values())):
+        return None
+    if not names and (others := sorted(path.name for path in folder.glob("*.bin"))):
+        raise UsageError(
+            f"{folder} has its weights as {others[0]} only, a pickle that could run code; convert the model to safetensors (in "
+            "diffusers: load it and call save_pretrained)"
+        )
+    return next((variant for variant in VARIANTS if found[variant]), None)
+
+
+def _complete(folder: Path, info: dict[str, Any]) -> None:
+    """Raise UsageError when a library filled weights in, or had no place for some."""
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise _foreign(folder, missing)
+    # Older CLIP files carry the numbers 0, 1, 2, ... of the positions, which newer code computes.
+    unexpected = sorted(key for key in info.get("unexpected_keys", ()) if not key.endswith("position_ids"))
+    if unexpected:
+        raise UsageError(
+            f"{folder} holds {len(unexpected)} weights that its network has no place for, for instance {unexpected[0]}"
+        )
+
+
+def _not_there(folder: Path, cls: Any) -> list[str]:
+    """Names of weights that the network needs and the files lack, where a library fails without naming them."""
+    try:
+        held = {key for path in folder.glob("*.safetensors") for key in safe_open(path, "pt").keys()}  # noqa: SIM118
+        with torch.device("meta"):
+            needed = cls.from_config(cls.load_config(folder)).state_dict()
+    except Exception:
+        return []
+    return sorted(key for key in needed if key not in held) if held else []
+
+
+def _foreign(folder: Path, missing: list[str]) -> UsageError:
+    return UsageError(
+        f"{folder} lacks {len(missing)} weights of its network, for instance {missing[0]}; it would run on random ones. Its "
+        "files are incomplete, or use the names of another tool"
+    )
 
 
 def read_object(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,16 +218,14 @@ def fetch(place: Location) -> tuple[Path, str]:
     """
     if place.folder is not None:
         return place.folder, str(place.folder) if place.entry is None else place.name
-    from huggingface_hub import snapshot_download
-
     parts = sorted({part for family in FAMILIES for part in family.parts})
     wanted = ["model_index.json", "README.md", STUDENT_FILE, "scheduler/*"]
     wanted += [f"{part}/{files}" for part in parts for files in ("*.json", "*.txt", "*.safetensors")]
-    unwanted = ["*.fp16.safetensors", "*non_ema*", "*openvino*", "safety_checker/*"]
+    unwanted = ["*non_ema*", "*openvino*", "safety_checker/*"]
     failures = []
     for repository in place.repositories:
         try:
-            return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted)), repository
+            return _download(repository, wanted, unwanted), repository
         except OSError as error:
             if getattr(error, "errno", None) == 28:
                 raise
@@ -167,3 +236,18 @@ def fetch(place: Location) -> tuple[Path, str]:
         f"{place.name} is not in the local cache and could not be downloaded: {'; '.join(failures)}. Without a network, "
         "copy the model's diffusers folder to this machine and give its path instead of the name."
     )
+
+
+def _download(repository: str, wanted: list[str], unwanted: list[str]) -> Path:
+    """The repository's snapshot with one copy of every weight: plain files, or half-precision ones where there are no others."""
+    from huggingface_hub import snapshot_download
+
+    plain = [
+        *unwanted,
+        *(f"*.{variant}{end}" for variant in ("fp16", "bf16") for end in (".safetensors", "-*.safetensors")),
+    ]
+    folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=plain))
+    parts = {path.parent for path in folder.glob("*/config.json")}
+    if any(not list(part.glob("*.safetensors")) for part in parts):
+        folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted))
+    return folder

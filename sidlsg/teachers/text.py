@@ -8,11 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidlsg.errors import UsageError
+
 BATCH = 64  # prompts encoded at once
 
 
+NO_LIMIT = 1_000_000  # transformers writes 1e30 for a tokenizer without a limit
+
+
+def fit_tokenizer(tokenizer: Any, encoder: Any, source: str) -> None:
+    """Give a tokenizer without a limit that of its encoder.
+
+    Raises UsageError when the encoder has no embedding for some of the tokenizer's tokens or positions, or the tokenizer no
+    vocabulary for the encoder.
+    """
+    vocabulary, embeddings = len(tokenizer), encoder.config.vocab_size
+    if not embeddings / 2 < vocabulary <= embeddings:
+        raise UsageError(
+            f"the tokenizer of {source} has a vocabulary of {vocabulary:,}, its text encoder has embeddings for {embeddings:,}: "
+            "they do not belong together, or files of the tokenizer are missing"
+        )
+    positions = encoder.config.max_position_embeddings
+    if tokenizer.model_max_length > NO_LIMIT:
+        tokenizer.model_max_length = positions
+    if tokenizer.model_max_length > positions:
+        raise UsageError(
+            f"the tokenizer of {source} gives up to {tokenizer.model_max_length} tokens, its text encoder takes {positions}"
+        )
+
+
 def tokens(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
-    """B prompts -> token ids [B, L] on ``device``, padded or cut to the tokenizer's ``model_max_length`` L."""
+    """B prompts -> ids [B, L], padded and cut to the tokenizer's ``model_max_length`` L."""
     return tokenizer(
         list(prompts),
         padding="max_length",

@@ -13,6 +13,7 @@ from sidlsg.errors import UsageError
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.teachers.family import Description, Family
 from sidlsg.teachers.schedules import ddpm_schedule
+from sidlsg.teachers.text import fit_tokenizer
 
 # What the pictures of these would be compared with has few steps already. Words in names: of hub ids, folders, `_name_or_path`.
 FEW_STEP = re.compile(r"(?<![a-z])(turbo|lcm|lightning|hyper|dmd2?|schnell|pcm)(?![a-z])", re.IGNORECASE)
@@ -43,6 +44,11 @@ class UnetFamily(Family):
                 f"{about.source} is {kind}: its UNet takes {channels} channels where the latents have {latent}. Only models that "
                 f"draw from text alone can be used; give the model it was made from, or {self.base}"
             )
+        if unet.get("time_cond_proj_dim"):
+            raise UsageError(
+                f"the UNet of {about.source} takes the guidance scale as an input (a consistency model, LCM): it was distilled "
+                f"already, and sidlsg does not call such networks. Give the model it was distilled from, for instance {self.base}"
+            )
         labels = unet.get("class_embed_type") or unet.get("num_class_embeds")
         if labels:
             raise UsageError(
@@ -68,7 +74,7 @@ class UnetFamily(Family):
         )
         kind = about.scheduler.get("_class_name", "")
         why = None
-        if about.configs.get("unet", {}).get("time_cond_proj_dim") or kind in ("LCMScheduler", "TCDScheduler"):
+        if kind in ("LCMScheduler", "TCDScheduler"):
             why = "a consistency model (LCM)"
         elif kind == "EulerAncestralDiscreteScheduler" and about.scheduler.get("timestep_spacing") == "trailing":
             why = "a Turbo model"
@@ -82,6 +88,14 @@ class UnetFamily(Family):
 
     def schedule(self, scheduler: dict[str, Any]) -> NoiseSchedule:
         return ddpm_schedule(scheduler)
+
+    def settle(self, parts: Mapping[str, Any], source: str) -> None:
+        for name, encoder in parts.items():
+            if name.startswith("text_encoder"):
+                fit_tokenizer(parts[name.replace("text_encoder", "tokenizer")], encoder, source)
+        unet, vae = parts[self.network], parts["vae"].config
+        if not unet.config.sample_size:  # diffusers' pipelines would take their own default
+            unet.register_to_config(sample_size=vae.sample_size // 2 ** (len(vae.block_out_channels) - 1))
 
     def latent_shape(self, network: Any) -> tuple[int, int, int]:
         size = network.config.sample_size or self.sample_size

@@ -1,0 +1,173 @@
+"""A model is what its files say: what a library would fill in by itself is refused, what is only written differently works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import change_json, one_line
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+UNET, TEXT, VAE = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
+
+
+@pytest.fixture
+def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_teacher, tmp_path / "model")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Change a safetensors file's content."""
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def picture(run):
+    """``picture(folder)`` -> pixels of one prompt and seed, drawn in two steps."""
+
+    def draw(folder: Path) -> np.ndarray:
+        options = ["--model", folder, "--steps", "2", "--seed", "3", "--device", "cpu", "--out", f"{folder.name}.png"]
+        code, _, err = run("sample", "a cat", *options)
+        assert code == 0, err
+        return np.asarray(Image.open(f"{folder.name}.png")).astype(int)
+
+    return draw
+
+
+def refused(run, folder: Path, *parts: str) -> None:
+    """One line that names the part; the same for every command that would have used the model."""
+    prompts = folder.parent / "prompts.txt"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    preset = ["--preset", "cpu", "--set", "grid_images=4", "--images", "64", "--prompts", prompts]
+    for command in (
+        ["sample", "a cat", "--model", folder, "--device", "cpu"],
+        ["distill", *preset, "--teacher", folder],
+        ["eval", "--model", folder, "--limit", "16", "--device", "cpu"],
+    ):
+        code, _, err = run(*command)
+        assert code == 2, err
+        one_line(err, *parts)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_under_another_tools_names_are_refused(run, folder: Path, prefix: str) -> None:
+    rewrite(folder / f"{TEXT}.safetensors", lambda weights: {prefix + name: w for name, w in weights.items()})
+    refused(run, folder, "text_encoder lacks", "random", "names of another tool")
+
+
+@pytest.mark.parametrize("part", [UNET, TEXT, VAE])
+def test_a_missing_weight_is_named(run, folder: Path, part: str) -> None:
+    name = next(
+        n for n in sorted(load_file(folder / f"{part}.safetensors")) if n.endswith("weight") and "norm" not in n
+    )
+    rewrite(folder / f"{part}.safetensors", lambda weights: {n: w for n, w in weights.items() if n != name})
+    refused(run, folder, f"{part.split('/')[0]} lacks 1 weights", name.removeprefix("text_model."))
+
+
+@pytest.mark.parametrize("part", [UNET, TEXT, VAE])
+def test_a_weight_without_a_place_is_named(run, folder: Path, part: str) -> None:
+    rewrite(folder / f"{part}.safetensors", lambda weights: weights | {"text_model.extra.weight": torch.zeros(3)})
+    refused(run, folder, "1 weights that its network has no place for", "extra.weight")
+
+
+def test_the_positions_of_old_clip_files_are_no_weights(picture, folder: Path, tiny_teacher: Path) -> None:
+    positions = {"text_model.embeddings.position_ids": torch.arange(6)[None]}
+    rewrite(folder / f"{TEXT}.safetensors", lambda weights: weights | positions)
+    assert np.array_equal(picture(folder), picture(tiny_teacher))
+
+
+def test_a_tokenizer_must_fit_its_encoder(run, folder: Path) -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink()
+    (folder / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    refused(run, folder, "tokenizer", "vocabulary of 2", "embeddings for 514")
+
+
+def test_more_tokens_than_positions_are_refused(run, folder: Path) -> None:
+    change_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=9)
+    refused(run, folder, "up to 9 tokens", "takes 6")
+
+
+def test_what_a_configuration_leaves_open_is_filled_in_rightly(picture, folder: Path, tiny_teacher: Path) -> None:
+    change_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30)
+    change_json(folder / "unet" / "config.json", sample_size=None)
+    assert np.array_equal(picture(folder), picture(tiny_teacher))
+
+
+def test_half_precision_variants_and_shards_are_read(picture, folder: Path, tiny_teacher: Path) -> None:
+    whole = picture(tiny_teacher)
+    for part in (UNET, TEXT, VAE):
+        path = folder / f"{part}.safetensors"
+        save_file(load_file(path), path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        path.unlink()
+    assert np.array_equal(picture(folder), whole)  # the tiny teacher's files hold halves already
+    path = folder / f"{UNET}.fp16.safetensors"
+    weights = load_file(path)
+    names, stem = sorted(weights), "diffusion_pytorch_model"
+    held = {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"{stem}-0000{i}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, path.with_name(file), metadata={"format": "pt"})
+        held |= dict.fromkeys(part, file)
+    index = path.with_name(f"{stem}.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": held}))
+    path.unlink()
+    assert np.array_equal(picture(folder), whole)
+
+
+def test_pickled_weights_are_named_for_what_they_are(run, folder: Path) -> None:
+    path = folder / f"{UNET}.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    refused(run, folder, "diffusion_pytorch_model.bin", "safetensors")
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(run, folder: Path) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights["conv_in.weight"][0] = float("nan")
+        return weights
+
+    rewrite(folder / f"{UNET}.safetensors", spoil)
+    for command in (["sample", "a cat"], ["eval", "--limit", "16"]):
+        code, _, err = run(*command, "--model", folder, "--steps", "2", "--device", "cpu", "--out", "out")
+        assert code == 1
+        one_line(err, "not finite", "--precision")
+    assert not list(Path("out").rglob("*.png"))
+
+
+@pytest.mark.parametrize("part", [UNET, TEXT, VAE])
+def test_pictures_of_one_model_are_never_taken_for_anothers(run, folder: Path, part: str) -> None:
+    """Two models that differ in one part only, in the same --out: as in a comparison of two VAEs."""
+    change_json(folder / "unet" / "config.json", sample_size=32)
+    options = ["--model", folder, "--limit", "16", "--steps", "1", "--device", "cpu", "--out", "scores"]
+    assert run("eval", *options)[0] == 0
+    first = (Path("scores") / "results.json").read_text()
+
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: w + 0.1 if w.is_floating_point() else w for name, w in weights.items()}
+
+    rewrite(folder / f"{part}.safetensors", change)
+    code, _, err = run("eval", *options)
+    assert code == 2
+    one_line(err, "made with other settings", "--out")
+    assert (Path("scores") / "results.json").read_text() == first
+    change_json(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
+    assert run("eval", *options)[0] == 2
+
+
+def test_a_student_of_a_model_without_a_size_is_drawn_by_the_stock_pipeline(run, folder: Path, tmp_path: Path) -> None:
+    change_json(folder / "unet" / "config.json", sample_size=None)
+    (tmp_path / "prompts.txt").write_text("a cat\n", encoding="utf-8")
+    preset = ["--preset", "cpu", "--set", "grid_images=4", "--images", "64", "--prompts", "prompts.txt"]
+    code, _, err = run("distill", *preset, "--teacher", folder, "--out", "run")
+    assert code == 0, err
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
+    assert pipeline("a cat", num_inference_steps=1, guidance_scale=1.0).images[0].size == (8, 8)
