@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,4 +26,9 @@ def presets_folder() -> Path:
 
 def cache_folder() -> Path:
     """Where downloads that are not hub models, and counted footprints, are kept; the variable ``SIDLSG_CACHE`` overrides it."""
-    return Path(os.environ.get("SIDLSG_CACHE") or Path.home() / ".cache" / "sidlsg")
+    if given := os.environ.get("SIDLSG_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "sidlsg"
+    except RuntimeError:  # a user without an entry and without HOME, as in some containers
+        return Path(tempfile.gettempdir()) / "sidlsg-cache"

@@ -38,6 +38,8 @@ def launched() -> Processes:
     """Read torchrun's environment variables, without starting anything; raises UsageError when they are not integers."""
     if "WORLD_SIZE" not in os.environ:
         return Processes()
+    if "RANK" not in os.environ and os.environ["WORLD_SIZE"] != "1":
+        raise UsageError("WORLD_SIZE is set, RANK is not; start with torchrun, or unset WORLD_SIZE")
     try:
         rank, world, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return Processes(rank, world, local_rank, by_torchrun=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from conftest import one_line
 
+from sidlsg.data import cache_folder
 from sidlsg.runs.folder import RunFolder
 from sidlsg.settings import preset_path
 
@@ -297,6 +300,31 @@ def test_help_of_every_command(run, command: str) -> None:
     assert (code, err) == (0, "")
     assert "Usage: " in out
     assert f" {command} [OPTIONS]" in out or not command
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_cannot_show_greek_shows_a_substitute(encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    line = [sys.executable, "-m", "sidlsg", "distill", "--dry-run"]
+    found = subprocess.run(line, env=environment, capture_output=True)
+    assert found.returncode == 0, found.stderr
+    assert b"?1 2, ?2 2" in found.stdout
+
+
+def test_a_machine_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SIDLSG_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache_folder().is_relative_to(tempfile.gettempdir())
+
+
+def test_world_size_without_a_rank_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    code, _, err = run("distill", "--dry-run")
+    assert code == 2
+    one_line(err, "WORLD_SIZE", "RANK", "torchrun")
 
 
 def test_the_preset_is_chosen_for_the_teacher_wherever_that_is_named(run, monkeypatch) -> None:

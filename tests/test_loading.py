@@ -83,6 +83,24 @@ def test_the_positions_of_old_clip_files_are_no_weights(picture, folder: Path, t
     assert np.array_equal(picture(folder), picture(tiny_teacher))
 
 
+def test_an_autoencoder_under_diffusers_old_names_is_read(picture, folder: Path, tiny_teacher: Path) -> None:
+    """As in the original Stable Diffusion repositories: query, key, value and proj_attn."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = {name: name for name in weights if "attentions" not in name}
+        for name in weights.keys() - names.keys():
+            names[name] = name
+            for new, then in old.items():
+                names[name] = names[name].replace(f".{new}.", f".{then}.")
+        assert names.keys() == weights.keys()
+        assert any(name != was for was, name in names.items())
+        return {name: weights[was] for was, name in names.items()}
+
+    rewrite(folder / f"{VAE}.safetensors", rename)
+    assert np.array_equal(picture(folder), picture(tiny_teacher))
+
+
 def test_a_tokenizer_must_fit_its_encoder(run, folder: Path) -> None:
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink()

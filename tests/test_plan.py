@@ -13,6 +13,7 @@ from conftest import one_line
 
 from sidlsg.config import Config
 from sidlsg.devices import DTYPES
+from sidlsg.errors import UsageError
 from sidlsg.planning import memory
 from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
 from sidlsg.planning.counting import count, footprint, size
@@ -253,6 +254,13 @@ def test_each_gpu_gets_a_bf16_preset_that_fits_it() -> None:
             config = make_config(preset_for(gpu.memory), {})
             assert config.precision == "bf16"
             assert memory.predict(config, SD15).total + memory.OVERHEAD <= gpu.memory, gpu.name
+
+
+def test_sdxl_gets_a_preset_of_its_own() -> None:
+    assert preset_for(79.1, "sdxl") == preset_for(139.8, "sdxl") == "sdxl-80gb"
+    assert preset_for(47.5, "sdxl") == "sdxl-48gb"
+    with pytest.raises(UsageError, match="no preset distils a model of sdxl"):
+        preset_for(23.5, "sdxl")
 
 
 def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:

@@ -226,6 +226,69 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tm
     assert files(newest) == files(tmp_path / "unbroken" / "checkpoints" / newest.name)
 
 
+def test_a_run_goes_on_when_its_reader_goes_away(unbroken, tiny_teacher, tmp_path) -> None:
+    """`sidlsg distill | head -1`: the pipe breaks, the run does not."""
+    run, prompts = unbroken
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(PRESET + "images: 48\n", encoding="utf-8")
+    line = [sys.executable, "-u", "-m", "sidlsg", *command(tiny_teacher, prompts, tmp_path / "run", preset)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(timeout=120) == 0, err
+    assert err == ""
+    assert files(tmp_path / "run" / "student") == files(run / "student")
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_closed_terminal_saves(name: str, tiny_teacher, prompt_file, tmp_path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(PRESET.replace("checkpoint_every: 16", "checkpoint_every: 8M") + "images: 8M\n", encoding="utf-8")
+    line = [sys.executable, "-m", "sidlsg", *command(tiny_teacher, prompt_file, tmp_path / "run", preset)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "run the same command again" in err
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_two_writers_in_one_folder_are_refused(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
+    """While one trains; and a run that was killed leaves no lock."""
+    _, prompts = unbroken
+    first = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    iterate, refusals = first.iterate, []
+
+    def meanwhile() -> None:
+        if not refusals:
+            with pytest.raises(UsageError, match="another process is training in") as refused:
+                trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
+            refusals.append(refused)
+        if first.images_seen == 32:
+            raise KeyboardInterrupt
+        iterate()
+
+    monkeypatch.setattr(first, "iterate", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert refusals
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
+
+
+def test_a_start_from_zero_is_never_silent(tiny_teacher, tmp_path, prompt_file, capsys) -> None:
+    """Checkpoints that somebody deleted."""
+    trainer(config_for(tiny_teacher, images=16), tmp_path / "run", prompt_file).run()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    subject = trainer(config_for(tiny_teacher, images=32), tmp_path / "run", prompt_file)
+    subject.console = Console(width=400)
+    subject.run()
+    assert "starts again from 0 images" in capsys.readouterr().out
+
+
 def test_two_processes_make_the_run_of_one(unbroken, tiny_teacher, tmp_path) -> None:
     """Each takes half of every batch; draws belong to samples, so only the order of summation differs."""
     _, prompts = unbroken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -69,6 +70,9 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 def main() -> None:
     """Entry point: runs the app and turns every error into one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show κ shows a substitute
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or os.environ.get("SIDLSG_DEBUG", "") not in ("", "0")
     sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]

@@ -65,12 +65,11 @@ def distill(
     Examples: `sidlsg distill` · `sidlsg distill --preset h100-fp16 --teacher sd15 --dry-run` ·
     `sidlsg distill --strategy long --kappa 3 --images 50k`
     """
-    from rich.console import Console
-
     from sidlsg import distributed
     from sidlsg.config import parse_kappa
     from sidlsg.settings import gather
     from sidlsg.training.launch import launch, prepare
+    from sidlsg.training.progress import RunConsole
 
     options = {
         "teacher": teacher,
@@ -89,7 +88,7 @@ def distill(
         "gpu": gpu,
     }
     job = prepare(preset, gather(setting or [], options), out, dry_run)
-    console = Console(quiet=not distributed.launched().main)
+    console = RunConsole(quiet=not distributed.launched().main)
     console.print(job.plan(), highlight=False)
     if dry_run:
         if job.problem:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
@@ -92,6 +95,27 @@ class RunFolder:
             write_text(self.config, text)
         except OSError as error:
             raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing to the run inside the block; a process that dies leaves no lock behind.
+
+        Raises UsageError when another process has it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UsageError(
+                f"another process is training in {self.path}; wait for it, or give another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
 
     def cut_metrics(self, images_seen: int) -> None:
         """Drop metrics and scores beyond ``images_seen``, from which a run resumes, and damaged lines."""

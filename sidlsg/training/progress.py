@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
 
@@ -21,6 +23,16 @@ FP16_NOTE = (
     "pure fp16 is the paper's setting for small cards: most updates of 1e-6 are lost in the rounding of half-precision "
     "weights, and quality levels off early. The bf16 presets keep fp32 weights, in no more memory."
 )
+
+
+class RunConsole(Console):
+    """A console for a run of days: when the reader of its output goes away (`| head`, a closed `tee`), it falls silent and the
+    run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # so that Python's own flush at the end finds a file
 
 
 class RunProgress:

@@ -6,13 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) sets the event and lets the iteration end; a second one interrupts at once."""
+    """The first Ctrl-C (or SIGTERM, or SIGHUP of a closed terminal) sets the event and lets the iteration end; a second one
+    interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -22,9 +23,13 @@ def stop_signals() -> Iterator[threading.Event]:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
-        print("\nstopping after this iteration (again to stop at once)", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that is gone
+            print("\nstopping after this iteration (again to stop at once)", file=sys.stderr, flush=True)
 
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        wanted.append(signal.SIGHUP)
+    previous = {s: signal.signal(s, ask) for s in wanted}
     try:
         yield event
     finally:

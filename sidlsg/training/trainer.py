@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from rich.console import Console
@@ -142,7 +143,12 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence."""
+        """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
+        when another process trains in this folder."""
+        with self.folder.locked() if self.processes.main else nullcontext():
+            self._run()
+
+    def _run(self) -> None:
         config = self.config
         resumed = self.resume()
         self.agree()
@@ -150,6 +156,12 @@ class Trainer:
             self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
         else:
             if self.processes.main:
+                if self.folder.metrics.is_file():
+                    self.console.print(
+                        f"[yellow]note:[/] there is no checkpoint in {escape(str(self.checkpoints.folder))}: the run that was "
+                        "here before starts again from 0 images",
+                        highlight=False,
+                    )
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
             self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
             self.grid()
