@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from conftest import change_json, one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from sidlsg.teachers.loading import load_model
 
 UNET, TEXT, VAE = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
@@ -139,6 +143,48 @@ def test_half_precision_variants_and_shards_are_read(picture, folder: Path, tiny
     index.write_text(json.dumps({"metadata": {}, "weight_map": held}))
     path.unlink()
     assert np.array_equal(picture(folder), whole)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Path]:
+    """``hub(folder)`` makes ``somebody/model`` on the hub of a folder; returns where its snapshots are put."""
+
+    def publish(folder: Path) -> Path:
+        cache = tmp_path / "snapshot"
+
+        def snapshot_download(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+            assert repository == "somebody/model"
+            for path in (p for p in folder.rglob("*") if p.is_file()):
+                name = path.relative_to(folder).as_posix()
+                if any(fnmatch(name, p) for p in allow_patterns) and not any(fnmatch(name, p) for p in ignore_patterns):
+                    (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, cache / name)
+            return str(cache)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return cache
+
+    return publish
+
+
+@pytest.mark.parametrize("only_half", [False, True])
+def test_the_hub_gives_each_weight_once(hub, folder: Path, tiny_teacher: Path, only_half: bool) -> None:
+    """The plain files where there are some, else the half-precision ones; no pickles, no other formats."""
+    for part in (UNET, TEXT, VAE):
+        path = folder / f"{part}.safetensors"
+        shutil.copyfile(path, path.with_suffix(".fp16.safetensors"))
+        path.with_suffix(".bin").write_bytes(b"a pickle")
+        path.with_name("model.onnx").write_bytes(b"another format")
+        if only_half:
+            path.unlink()
+    cache = hub(folder)
+    model = load_model("somebody/model", torch.device("cpu"))
+    end = ".fp16.safetensors" if only_half else ".safetensors"
+    files = (path for path in cache.rglob("*") if path.is_file() and path.suffix not in (".json", ".txt"))
+    weights = {path.relative_to(cache).as_posix() for path in files}
+    assert weights == {f"{part}{end}" for part in (UNET, TEXT, VAE)}
+    assert model.source == "somebody/model"
+    assert model.digests() == load_model(str(tiny_teacher), torch.device("cpu")).digests()
 
 
 def test_pickled_weights_are_named_for_what_they_are(run, folder: Path) -> None:

@@ -187,7 +187,7 @@ def _not_there(folder: Path, cls: Any) -> list[str]:
         held = {key for path in folder.glob("*.safetensors") for key in safe_open(path, "pt").keys()}  # noqa: SIM118
         with torch.device("meta"):
             needed = cls.from_config(cls.load_config(folder)).state_dict()
-    except Exception:
+    except Exception:  # it only explains an error that is raised in any case
         return []
     return sorted(key for key in needed if key not in held) if held else []
 
