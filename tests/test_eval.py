@@ -366,6 +366,16 @@ def test_results_of_another_protocol_are_not_overwritten(run, tmp_path: Path) ->
     assert code == 2
     one_line(err, "gigagan", "--out")
     assert json.loads((out / "results.json").read_text()) == {"protocol": "gigagan"}
+    assert not (out / "images").exists()  # refused before hours of drawing
+
+
+@pytest.mark.parametrize(
+    "option", [["--limit", "4"], ["--steps", "4"], ["--guidance", "3"], ["--sampler", "ddim"], ["--precision", "bf16"]]
+)
+def test_what_only_drawing_heeds_is_refused_for_pictures_that_are_there(run, tmp_path: Path, option: list[str]) -> None:
+    code, _, err = run("eval", "--images", tmp_path, "--protocol", "embedded", "--device", "cpu", *option)
+    assert code == 2
+    one_line(err, f"{option[0]} is for pictures that are drawn")
 
 
 def test_a_download_must_have_the_pinned_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -494,6 +494,14 @@ def test_a_damaged_statistics_file_is_named(tmp_path: Path, content: bytes) -> N
         load_reference(path, GIGAGAN, None)
 
 
+@pytest.mark.parametrize("about", ["{", "[]", "null", '{"protocol": "gigagan"}'])
+def test_statistics_with_a_damaged_description_are_named(tmp_path: Path, about: str) -> None:
+    path = tmp_path / "reference.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), about=np.array(about))
+    with pytest.raises(UsageError, match="not a statistics file of sidlsg"):
+        load_reference(path, get_protocol("gigagan"), None)
+
+
 def test_features_that_are_not_finite_are_an_error() -> None:
     scorer = Scorer(EMBEDDED, CPU, ("fid",))
     features = torch.zeros(10, 4)

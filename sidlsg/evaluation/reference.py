@@ -94,7 +94,13 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
         about = {"protocol": protocol.name, "fingerprint": protocol.fingerprint, "weights": weights or ""}
         about["source"] = f"{path.name} (protocol assumed)"
     else:
-        about = json.loads(str(arrays["about"]))
+        try:
+            about = json.loads(str(arrays["about"]))
+            about = {key: about[key] for key in ("protocol", "fingerprint", "weights", "source")}
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{path} is not a statistics file of sidlsg (its description is damaged); make one with: sidlsg eval stats"
+            ) from None
     if about["fingerprint"] != protocol.fingerprint:
         other = about["protocol"] if about["protocol"] != protocol.name else f"another version of {protocol.name}"
         raise UsageError(

@@ -74,6 +74,12 @@ class Request:
             raise UsageError(
                 "--images needs --reference (a folder of real pictures, or statistics) or --prompts, or both"
             )
+        if self.images is not None:  # pictures that are there are scored as they are, all of them
+            given = [*(name for name, value in self.generation.items() if value is not None)]
+            given += ["precision"] if self.precision is not None else []
+            given += ["limit"] if self.limit is not None and not self.hpsv2 else []
+            if given:
+                raise UsageError(f"--{given[0]} is for pictures that are drawn; with --images leave it out")
         if self.hpsv2:
             if self.hps_version not in HPS_VERSIONS:
                 raise UsageError(f'--hps-version is "{self.hps_version}"; use {" or ".join(HPS_VERSIONS)}')
@@ -109,6 +115,11 @@ class Request:
         return get_protocol(self.protocol or ("gigagan" if self.coco30k or self.images is not None else "embedded"))
 
     @property
+    def protocol_name(self) -> str:
+        """As results carry it."""
+        return f"hps-{self.hps_version}" if self.hpsv2 else self.chosen.name
+
+    @property
     def drawn(self) -> str:
         """The model that draws the pictures, unless ``images`` are given."""
         return self.model or "emoji-student"
@@ -123,8 +134,7 @@ class Request:
         """The folder of pictures and results; the same request always gets the same folder, so that it can resume."""
         if self.out is not None:
             return self.out
-        kind = f"hps-{self.hps_version}" if self.hpsv2 else self.chosen.name
-        parts = [kind, self.drawn if self.images is None else str(self.images)]
+        parts = [self.protocol_name, self.drawn if self.images is None else str(self.images)]
         parts += [f"{name}-{value}" for name, value in self.generation.items() if value is not None]
         parts += [f"first-{self.limit}"] if self.limit else []
         return Path("evals") / re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")

@@ -42,6 +42,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
     Returns the content of ``results.json``, or None in processes other than the main one, which only draw. Raises UsageError or
     SidlsgError, before anything is drawn, when reference, weights or captions are missing or belong to another protocol.
     """
+    _check(request)
     device = pick_device(request.device, distributed.launched().local_rank)
     console = console if console is not None and distributed.launched().main else Console(quiet=True)
     with Bars(console) as bars:
@@ -250,21 +251,24 @@ def versions() -> dict[str, str]:
     return {"sidlsg": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
+def _check(request: Request) -> None:
+    """Raise UsageError, before anything is drawn, when the folder holds results of another protocol."""
+    path, protocol = request.folder / "results.json", request.protocol_name
+    if not path.is_file():
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8")).get("protocol")
+    except (ValueError, AttributeError):
+        return  # damaged results are worth nothing
+    if old not in (None, protocol):
+        raise UsageError(f"{path} holds results of the protocol {old}; give another --out for {protocol}")
+
+
 def _write(folder: Path, results: dict[str, Any]) -> None:
-    """Write ``results.json`` and ``results.md``; raises UsageError when the folder holds results of another protocol."""
-    path = folder / "results.json"
-    if path.is_file():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8")).get("protocol")
-        except (ValueError, AttributeError):
-            old = None
-        if old not in (None, results["protocol"]):
-            raise UsageError(
-                f"{path} holds results of the protocol {old}; give another --out for {results['protocol']}"
-            )
+    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(results, indent=2) + "\n")
+        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(folder / "results.md", markdown(results))
     except OSError as error:
         raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
