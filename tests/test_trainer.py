@@ -244,9 +244,18 @@ def test_a_run_goes_on_when_its_reader_goes_away(unbroken, tiny_teacher, tmp_pat
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
 def test_a_closed_terminal_saves(name: str, tiny_teacher, prompt_file, tmp_path) -> None:
     preset = tmp_path / "preset.yaml"
-    preset.write_text(PRESET.replace("checkpoint_every: 16", "checkpoint_every: 8M") + "images: 8M\n", encoding="utf-8")
+    calm = PRESET.replace("checkpoint_every: 16", "checkpoint_every: 8M").replace("lr: 1e-3", "lr: 1e-6")
+    preset.write_text(calm + "images: 8M\n", encoding="utf-8")
     line = [sys.executable, "-m", "sidlsg", *command(tiny_teacher, prompt_file, tmp_path / "run", preset)]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def heed_signals() -> None:
+        """Whatever started the tests may ignore SIGHUP (nohup does), and children inherit that."""
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    )
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
