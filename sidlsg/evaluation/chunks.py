@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from sidlsg.evaluation.scorer import Encoded, Scorer, Tick
+from sidlsg.files import write_arrays
 
 CHUNK = 4096  # pictures
 
@@ -63,14 +63,7 @@ def _load(path: Path) -> Encoded | None:
 
 
 def _save(part: Encoded, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     arrays: dict[str, Any] = {"features": part.features.numpy()}
     if part.embeddings is not None:
         arrays["embeddings"] = part.embeddings.numpy()
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_arrays(path, arrays)

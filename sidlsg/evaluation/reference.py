@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.distance import Moments
 from sidlsg.evaluation.pictures import Folder
 from sidlsg.evaluation.protocol import Protocol
+from sidlsg.files import write_arrays
 
 BENCH = ASSETS / "emoji-bench"
 
@@ -49,14 +49,7 @@ class Reference:
         }
         if self.features is not None:
             arrays["features"] = self.features.numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_arrays(path, arrays)
 
 
 def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: bool = False) -> Reference:

@@ -49,13 +49,14 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
 
 
 def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
-    """The folder of a model in the hub's cache, found without network access."""
+    """The folder of a whole model in the hub's cache, found without network access; None when it is not there, or in part."""
     if not repositories:
         return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repositories[0], "unet/config.json")
-    return Path(found).parents[1] if isinstance(found, str) else None
+    folder = Path(found).parents[1] if isinstance(found, str) else None
+    return folder if folder is not None and (folder / "model_index.json").is_file() else None
 
 
 def _counted(folder: Path) -> Footprint:

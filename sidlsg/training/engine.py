@@ -130,9 +130,12 @@ class Engine:
         return groups
 
     def finite(self) -> bool:
-        """Whether every number of the state is finite; waits for the device once."""
-        tensors = [tensor for group in self.state().values() for tensor in group.values()]
-        return bool(torch.stack([tensor.isfinite().all().to("cpu") for tensor in tensors]).all())
+        """Whether every number of the state is finite; waits once for each device that holds some of it."""
+        flags: dict[torch.device, list[Tensor]] = {}
+        for group in self.state().values():
+            for tensor in group.values():
+                flags.setdefault(tensor.device, []).append(tensor.isfinite().all())
+        return all(bool(torch.stack(found).all()) for found in flags.values())
 
     @property
     def adam_steps(self) -> dict[str, int]:
