@@ -33,7 +33,7 @@ from sidlsg.evaluation.networks import (
     resize_bicubic,
 )
 from sidlsg.evaluation.pictures import centre_square, find_pictures, load_rgb, load_sheet, pairs, to_protocol
-from sidlsg.evaluation.protocol import get_protocol, protocols
+from sidlsg.evaluation.protocol import HPS_STYLES, get_protocol, protocols
 from sidlsg.evaluation.reference import BENCH, load_reference
 from sidlsg.evaluation.scorer import Pictures, Scorer
 
@@ -391,7 +391,9 @@ def test_hps_averages_are_over_pictures_and_spread_over_ten_chunks() -> None:
     values = torch.arange(800).float()
     found = hps.summary({"anime": values, "photo": values + 100})
     assert found["hps_anime"] == pytest.approx(399.5)
-    assert found["hps_average"] == pytest.approx(449.5)
+    assert "hps_average" not in found  # it is over all four styles
+    styles = {style: values + shift for style, shift in zip(HPS_STYLES, (0, 100, 200, 300), strict=True)}
+    assert hps.summary(styles)["hps_average"] == pytest.approx(549.5)
     means = [values[i * 80 : i * 80 + 80].mean().item() for i in range(10)]
     assert found["hps_anime_std"] == pytest.approx(np.std(means))
 

@@ -30,12 +30,12 @@ def evaluate(
     protocol: Annotated[str | None, typer.Option(help="gigagan, sid-lsg or embedded.")] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N captions; not comparable with tables.")
+        int | None, typer.Option(help="Only the first N captions (of each style); not comparable with tables.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler of a teacher: ddim, dpm++, unipc, ...")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures made at once; does not change them.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures at once; does not change scores.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the generator: fp32, bf16 or fp16.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     inception: Annotated[Path | None, typer.Option(help=INCEPTION_HELP)] = None,

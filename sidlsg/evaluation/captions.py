@@ -30,13 +30,13 @@ class Captions:
 
 
 def captions_of(request: Request, protocol: Protocol, download: bool) -> Captions:
-    """The captions of a request; only the first ``request.limit`` when pictures are to be drawn.
+    """The captions of a request, all of them: ``request.limit`` is for drawing, and is checked here.
 
     Args:
         download: download the protocol's caption list when it is neither given nor cached.
 
-    Raises UsageError when the file given does not exist, or when the protocol's caption list has the wrong length or SHA-256;
-    SidlsgError when the download fails.
+    Raises UsageError when the file given does not exist, when it holds fewer captions than ``request.limit``, or when the
+    protocol's caption list has the wrong length or SHA-256; SidlsgError when the download fails.
     """
     own = BENCH / "captions.txt"
     if request.images is not None:  # finished pictures: any caption file will do
@@ -61,4 +61,6 @@ def captions_of(request: Request, protocol: Protocol, download: bool) -> Caption
                 f"{found} is not the protocol's caption list (SHA-256 {lines.sha256[:12]}..., expected {row.sha256[:12]}...); "
                 "leave out --prompts to download it"
             )
-    return Captions(list(lines)[: request.limit], str(lines.path), lines.sha256)
+    if request.limit is not None and request.limit > len(lines):
+        raise UsageError(f"--limit is {request.limit:,}, but {lines.path} holds {len(lines):,} captions")
+    return Captions(list(lines), str(lines.path), lines.sha256)
