@@ -13,7 +13,9 @@ import torch
 from conftest import one_line
 from PIL import Image
 
+from sidlsg import distributed
 from sidlsg.distributed import Processes
+from sidlsg.errors import SidlsgError
 from sidlsg.evaluation import captions, generation, report, scoring, weights
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.runs.folder import read_metrics
@@ -105,26 +107,30 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
     )
 
 
-def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path, monkeypatch) -> None:
     model = load_model(str(tiny_teacher), torch.device("cpu"))
     jobs = generation.caption_jobs([f"prompt {i}" for i in range(7)])
     options = {"batch": 2, "steps": 2, "guidance": 1.5}
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert generation.generate(model, jobs, alone, Processes(), **options) == 7
+    generation.generate(model, jobs, alone, **options)
+    shared.mkdir()
+    for number in (1, 2):
+        shutil.copy(alone / f"{number:06d}.png", shared)
+    listed = generation.missing(jobs, shared)
+    monkeypatch.setattr(distributed, "gather", lambda value: [listed, value, value])  # what the main process sends
     drawn = []
-    for rank in range(3):
-        todo = generation.missing(jobs, tmp_path / "none")[rank::3]
-        part = tmp_path / f"part{rank}"
-        drawn.append(generation.generate(model, todo, part, Processes(), **options))
-        shutil.copytree(part, shared, dirs_exist_ok=True)
-        # What one process would take of everything is exactly this share.
-        assert generation.generate(model, jobs, tmp_path / f"rank{rank}", Processes(rank, 3), **options) == len(todo)
-        names = {p.name for p in (tmp_path / f"rank{rank}").glob("*.png")}
-        assert names == {p.name for p in part.glob("*.png")}
-    assert drawn == [3, 2, 2]
+    for rank in range(3):  # each finds the folder as the one before left it
+        todo = generation.to_draw(jobs, shared, Processes(rank, 3))
+        assert todo == listed
+        generation.generate(model, todo[rank::3], shared, **options)
+        drawn.append([job.seed for job in todo[rank::3]])
+    assert drawn == [[0, 5], [3, 6], [4]]
     for job in jobs:
         assert (shared / job.path).read_bytes() == (alone / job.path).read_bytes()
-    assert generation.missing(jobs, shared) == []
+    generation.check_complete(jobs, shared)
+    (shared / "000004.png").unlink()
+    with pytest.raises(SidlsgError, match=r"1 of 7 pictures are missing after drawing \(first: .*000004.png"):
+        generation.check_complete(jobs, shared)
 
 
 def test_pictures_made_with_other_settings_are_not_mixed(run, tmp_path: Path) -> None:
@@ -162,7 +168,9 @@ def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
     lines = [f"a drawing of thing number {i}" for i in range(12)]
     whole, blank = tmp_path / "whole.txt", tmp_path / "blank.txt"
     whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    blank.write_text("\ufeff" + "\r\n".join(["", *lines[1:5], "  ", *lines[6:]]) + "\r\n\r\n", encoding="utf-8")
+    blank.write_text(
+        "\ufeff" + "\r\n".join([*lines[:2], "", *lines[3:5], "  ", *lines[6:]]) + "\r\n\r\n", encoding="utf-8"
+    )
 
     def clip(captions: Path, folder: Path) -> tuple[float, str]:
         shutil.rmtree("out", ignore_errors=True)
@@ -172,8 +180,8 @@ def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
         return results(Path("out"))["scores"]["clip"], shown
 
     found, shown = clip(blank, pictures)
-    assert "2 captions are blank lines (first: 0)" in shown
-    for number in (0, 5):
+    assert "2 captions are blank lines (first: 2)" in shown
+    for number in (2, 5):
         (pictures / f"{number:06d}.png").unlink()
     expected, _ = clip(whole, pictures)
     assert found == pytest.approx(expected, rel=1e-6)

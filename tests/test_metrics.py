@@ -32,7 +32,7 @@ from sidlsg.evaluation.networks import (
     load_judge,
     resize_bicubic,
 )
-from sidlsg.evaluation.pictures import centre_square, find_pictures, load_rgb, load_sheet, pairs, to_protocol
+from sidlsg.evaluation.pictures import centre_square, load_sheet, to_protocol
 from sidlsg.evaluation.protocol import HPS_STYLES, get_protocol, protocols
 from sidlsg.evaluation.reference import BENCH, load_reference
 from sidlsg.evaluation.scorer import Pictures, Scorer
@@ -424,41 +424,7 @@ def test_the_judges_features_are_its_embedding_before_normalisation() -> None:
     torch.testing.assert_close(encoded.embeddings, expected / expected.norm(), atol=1e-6, rtol=1e-5)
 
 
-# -- files and pairing -----------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_or_extra_picture_never_shifts_captions(tmp_path: Path) -> None:
-    for number in (0, 2, 3, 11, 100):
-        noise_picture(8, 8).save(tmp_path / f"{number:06d}.png")
-    folder = find_pictures(tmp_path)
-    assert pairs(folder.index, len(folder), 12) == [(0, 0), (1, 2), (2, 3), (3, 11)]
-
-
-def test_pictures_without_numbers_have_no_captions(tmp_path: Path) -> None:
-    for name in ("cat.png", "000001.png"):
-        noise_picture(8, 8).save(tmp_path / name)
-    folder = find_pictures(tmp_path)
-    assert folder.index is None
-    assert pairs(folder.index, len(folder), 12) == []
-
-
-def test_two_pictures_with_one_number_are_refused(tmp_path: Path) -> None:
-    for name in ("1.png", "001.jpg"):
-        noise_picture(8, 8).save(tmp_path / name)
-    with pytest.raises(UsageError, match="same number"):
-        find_pictures(tmp_path)
-
-
-@given(st.integers(0, 2000))
-def test_a_truncated_picture_is_named(cut: int) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "7.png"
-        noise_picture(32, 32).save(path)
-        path.write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(UsageError, match=r"7\.png"):
-            load_rgb(path)
+# -- references ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_reference_knows_its_protocol_and_network(tmp_path: Path) -> None:

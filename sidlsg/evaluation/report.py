@@ -78,6 +78,8 @@ def remarks(results: dict[str, Any]) -> list[str]:
     said = [f"Warning: {text}" for text in results["warnings"]]
     if said and results["protocol"] in published():
         said.append("Because of this, published results are not shown beside it.")
+    if results.get("pairing"):
+        said.append(results["pairing"])
     names: dict[str, list[str]] = {}
     for key, reason in results["not_given"].items():
         names.setdefault(reason, []).append(COLUMNS[key][0])

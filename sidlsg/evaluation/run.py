@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.captions import captions_of
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
-from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, style_jobs
+from sidlsg.evaluation.generation import Job, Settings, caption_jobs, check_complete, generate, style_jobs, to_draw
 from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
 from sidlsg.evaluation.progress import Bars
 from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, get_protocol
@@ -43,6 +44,9 @@ from sidlsg.files import write_text
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
 from sidlsg.version import __version__
+
+# A process waits for others that draw on slower devices, or read the model from a slower disk. One that fails ends all of them.
+PATIENCE = timedelta(days=2)
 
 
 def run(request: Request, console: Console | None = None) -> dict[str, Any] | None:
@@ -76,11 +80,13 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         warnings.append(text)
         bars.warn(text)
 
+    pairing, paired = "", []
     if request.images is not None:
         found = find_pictures(request.images)
+        bars.stage(f"reading {len(found):,} pictures")
         inspect(found, protocol, warn)
-        paired = pair(found, lines, warn) if lines is not None and "clip" in request.only else []
-        pictures = len(found)
+        if lines is not None and "clip" in request.only:
+            paired, pairing = pair(found, lines, warn)
     else:
         assert lines is not None
         if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
@@ -89,29 +95,30 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
                 "only the CLIP score can be computed: --only clip"
             )
         jobs = caption_jobs(lines[: request.limit])
-        paired, pictures = [(i, i) for i in range(len(jobs))], len(jobs)
-    counts: dict[str, Any] = {"pictures": pictures, "captions": lines is not None, "paired": len(paired)}
+        images = folder / "images"
+        found = Folder(images, tuple(images / job.path for job in jobs), tuple(job.seed for job in jobs))
+        paired, pairing = pair(found, lines[: request.limit], warn)
+    counts: dict[str, Any] = {"pictures": len(found), "captions": lines is not None, "paired": len(paired)}
     given = request.reference is not None or protocol.prompts == "emoji-bench"
-    impossible = _possible(obstacles(protocol, request.only, real=0 if given else None, **counts), request.only)
-    begun = time.monotonic()
+    impossible = obstacles(protocol, request.only, real=0 if given else None, **counts)
+    if "clip" in impossible and pairing:
+        impossible["clip"], pairing = pairing, ""
+    _check_possible(impossible, request.only)
     scorer = reference = None
+    real: Reference | Folder | None = None
     if main:  # missing or wrong weights must stop the evaluation before hours of drawing
         files = {"inception": request.inception, "clip": request.clip}
         metrics = [metric for metric in request.only if metric not in impossible]
         scorer = Scorer(protocol, device, metrics, batch=request.batch, **files)
-        real: Reference | Folder | None = None
         if {"fid", "pr"} & set(metrics):
             real = open_reference(scorer, request.reference, request.assume_protocol, warn)
             counts["real"] = len(real) if isinstance(real, Folder) else real.moments.count
             counts["real_features"] = isinstance(real, Folder) or real.features is not None
             impossible |= obstacles(protocol, metrics, **counts)
-            _possible(impossible, request.only)
-        made = Made(pictures, {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights)
+            _check_possible(impossible, request.only)
+        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights)
         for text in deviations(made, fixed_by(protocol), protocol.name):
             warn(text)
-        if {"fid", "pr"} & (set(metrics) - set(impossible)):
-            reference = encode_folder(scorer, real, bars) if isinstance(real, Folder) else real
-        seconds["reference"] = time.monotonic() - begun
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         begun = time.monotonic()
@@ -120,13 +127,12 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     if not main:
         return None
     assert scorer is not None
+    if {"fid", "pr"} & (set(request.only) - set(impossible)):  # after drawing, so that no process waits for this one
+        begun = time.monotonic()
+        reference = encode_folder(scorer, real, bars) if isinstance(real, Folder) else real
+        seconds["reference"] = time.monotonic() - begun
     begun = time.monotonic()
-    if request.images is None:
-        assert lines is not None
-        found = find_pictures(folder / "images")
-        found = _first(found, request.limit) if request.limit else found
-        common_size(found)
-        paired = pair(found, lines[: request.limit], warn)
+    common_size(found)
     scores = score_pictures(scorer, found, lines, paired, reference, folder / "encoded", bars, warn, bars.stage)
     seconds["scoring"] = time.monotonic() - begun
     return {
@@ -136,6 +142,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         "scores": {name: scores.get(name) for name in scores_of(protocol, request.only)},
         "not_given": {name: why for metric, why in impossible.items() for name in scores_of(protocol, [metric])},
         "pictures": len(found),
+        "pairing": pairing,
         "reference": None if reference is None else _about_reference(reference),
         "generation": about,
         "prompts_sha256": captions.sha256,
@@ -147,12 +154,11 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     }
 
 
-def _possible(impossible: dict[str, str], asked: Sequence[str]) -> dict[str, str]:
-    """``impossible`` (metric -> reason) itself; raises UsageError when it is all that was asked for."""
+def _check_possible(impossible: dict[str, str], asked: Sequence[str]) -> None:
+    """Raise UsageError, with the reasons, when all metrics that were asked for are impossible (metric -> reason)."""
     if set(asked) <= set(impossible):
         reasons = "; ".join(f"{metric}: {reason}" for metric, reason in impossible.items())
         raise UsageError(f"no score can be computed ({reasons})")
-    return impossible
 
 
 def _about_reference(reference: Reference) -> dict[str, Any]:
@@ -168,13 +174,6 @@ def _circumstances(device: torch.device) -> dict[str, str]:
     return {"device": str(device), "device_name": name, "precision": PRECISION}
 
 
-def _first(folder: Folder, limit: int) -> Folder:
-    """The pictures with numbers below ``limit``: an earlier, larger evaluation may have left more in the folder."""
-    assert folder.index is not None  # named by ``caption_jobs``
-    kept = [(file, number) for file, number in zip(folder.files, folder.index, strict=True) if number < limit]
-    return replace(folder, files=tuple(f for f, _ in kept), index=tuple(n for _, n in kept))
-
-
 def draw(
     request: Request, jobs: Sequence[Job], prompts: str, digest: str, bars: Bars, device: torch.device
 ) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def draw(
     """
     precision = pick_precision(request.precision, device)
     model = open_model(request.drawn, device, DTYPES[precision])
-    processes = distributed.start(device)
+    processes = distributed.start(device, patience=PATIENCE)
     steps, guidance = check_sampling(model, **request.generation)
     settings = Settings(
         model=model.source,
@@ -207,13 +206,15 @@ def draw(
     if processes.main:
         settings.claim(request.folder)
     distributed.barrier()
-    left = len(missing(jobs, images))
-    tick = bars(f"drawing ({len(jobs) - left:,} of {len(jobs):,} are there)", -(-left // processes.world))
-    distributed.barrier()  # no process draws before all have counted
+    todo = to_draw(jobs, images, processes)
+    mine = todo[processes.rank :: processes.world]
+    tick = bars(f"drawing ({len(jobs) - len(todo):,} of {len(jobs):,} are there)", len(mine))
     batch = request.batch or (16 if device.type == "cuda" else 32)
-    generate(model, jobs, images, processes, batch=batch, tick=tick, **request.generation)
+    generate(model, mine, images, batch=batch, tick=tick, **request.generation)
     distributed.barrier()
     distributed.stop()
+    if processes.main:
+        check_complete(jobs, images)
     return asdict(settings)
 
 
@@ -354,10 +355,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written."""
+    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written, after printing them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(folder / "results.md", markdown(results))
     except OSError as error:
-        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+        print(json.dumps(results, indent=2), flush=True)
+        raise SidlsgError(
+            f"cannot write the results to {folder}: {error.strerror}; they are printed above, in full"
+        ) from None

@@ -11,7 +11,7 @@ from PIL import Image
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, pairs
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, match_captions
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
 from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
@@ -28,9 +28,19 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Calla
     if protocol.prompts == "emoji-bench":
         warn(f"The reference is {given}, not that of the protocol {protocol.name}.")
     if given.is_dir():
-        return find_pictures(given)
+        folder = find_pictures(given)
+        tell_left_out(folder, warn)
+        return folder
     found = load_reference(given, protocol, scorer.feature_weights, assume)
-    if assume:
+    network = scorer.encode(
+        [Image.new("RGB", (protocol.size, protocol.size))], features=True, clip=False
+    ).features.shape[1]
+    if network != len(found.moments.mu):
+        raise UsageError(
+            f"{given} was made with another network: it has {len(found.moments.mu):,} features a picture, that of the protocol "
+            f"{protocol.name} gives {network:,}"
+        )
+    if found.assumed:
         warn(f"{given} is taken as statistics of the protocol {protocol.name} because --assume-protocol says so.")
     return found
 
@@ -43,19 +53,18 @@ def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick
     if found is None:
         tick = bar("reference features", len(folder))
         parts = path.with_suffix(".parts")
-        encoded = encode_files(scorer, folder.files, True, False, parts, tick)
+        encoded = encode_files(scorer, folder, True, False, parts, tick)
         found = scorer.reference(encoded.features, str(folder.path.resolve().name))
         keep(found, path)
         forget(parts)
     return found
 
 
-def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> list[tuple[int, int]]:
-    """(position of a picture, number of its caption) for every picture that has one; ``warn`` is told of those that have none."""
-    if folder.index is None:
-        warn("File names are not numbers, so that pictures cannot be paired with captions.")
-        return []
-    paired = [(i, n) for i, n in pairs(folder.index, len(folder), len(captions)) if captions[n]]
+def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
+    """``match_captions``, where ``warn`` is told which pictures and captions are left over, if there are pairs."""
+    paired, said = match_captions(folder, captions)
+    if not paired:
+        return [], said
     if blank := [number for number, caption in enumerate(captions) if not caption]:
         warn(
             f"{len(blank):,} captions are blank lines (first: {blank[0]}); pictures of that number are not in the CLIP score."
@@ -63,24 +72,31 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     there = {number for _, number in paired}
     if absent := [number for number, caption in enumerate(captions) if caption and number not in there]:
         warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]}).")
-    if extra := sum(number >= len(captions) for number in folder.index):
+    if len(folder) > len(captions):
+        extra = len(folder) - len(captions)
         warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions; they are not in the CLIP score.")
-    return paired
+    return paired, said
 
 
 def inspect(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
     """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
 
-    Raises UsageError when the pictures differ in size.
+    Raises UsageError when the pictures differ in size, or when one is damaged or not supported.
     """
     common_size(folder)
+    tell_left_out(folder, warn)
     if folder.lossy:
         warn(
-            f"{len(folder.lossy):,} of the pictures are {folder.lossy[0].suffix} files; lossy compression alone moves an FID by "
-            "whole points."
+            f"{len(folder.lossy):,} of the pictures are JPEG or WebP files (first: {folder.lossy[0].name}); lossy compression "
+            "alone moves an FID by whole points."
+        )
+    if folder.transparent:
+        warn(
+            f"{len(folder.transparent):,} of the pictures have an alpha channel or a transparent colour (first: "
+            f"{folder.transparent[0].name}); it is dropped, as the protocols' own code does."
         )
     if folder.index is not None:
-        seeds = ((number, _seed(file)) for file, number in zip(folder.files, folder.index, strict=True))
+        seeds = zip(folder.index, (header.seed for header in folder.headers), strict=True)
         if other := [f"{number} (seed {seed})" for number, seed in seeds if seed not in (None, str(number))]:
             warn(
                 f"{len(other):,} pictures say that they were drawn with another seed than their number, which is the seed of the "
@@ -88,12 +104,14 @@ def inspect(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> 
             )
 
 
-def _seed(file: Path) -> str | None:
-    """The seed that a PNG file of ``sidlsg sample`` or ``sidlsg eval`` carries."""
-    if file.suffix.lower() != ".png":
-        return None
-    with Image.open(file) as picture:
-        return picture.info.get("seed")
+def tell_left_out(folder: Folder, warn: Callable[[str], None]) -> None:
+    """Warn of pictures of kinds that are not read."""
+    if folder.left_out:
+        kinds = ", ".join(sorted({file.suffix.lower() for file in folder.left_out}))
+        warn(
+            f"{len(folder.left_out):,} pictures of kinds that are not read ({kinds}) in {folder.path} are left out (first: "
+            f"{folder.left_out[0].name}); convert them to PNG."
+        )
 
 
 def score_pictures(
@@ -116,7 +134,7 @@ def score_pictures(
         stage: called with the name of each computation.
     """
     features = reference is not None
-    encoded = encode_files(scorer, folder.files, features, bool(paired), work, bar("features", len(folder)))
+    encoded = encode_files(scorer, folder, features, bool(paired), work, bar("features", len(folder)))
     if features and len(folder) < encoded.features.shape[1]:
         warn(
             f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features, so that the covariance is "

@@ -76,7 +76,7 @@ def cached_path(row: WeightFile) -> Path | None:
     """The file in the cache, under any of its names; None when it is not there."""
     for name in (row.file, *row.others):
         path = cache_folder() / "weights" / name
-        if path.is_file():
+        if os.path.isfile(path):  # false for a folder that may not be entered, where Path.is_file raises
             return path
     return None
 
@@ -160,7 +160,7 @@ def _check(row: WeightFile, path: Path) -> None:
 
 
 def _download(row: WeightFile, target: Path) -> None:
-    """Download under a temporary name, check the hash, rename."""
+    """Download under a temporary name, check length and hash, rename; raises OSError when the connection ends too early."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.sha256()
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
@@ -169,9 +169,12 @@ def _download(row: WeightFile, target: Path) -> None:
     expected = row.sha256 or announced_sha256(url)
     try:
         with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
+            announced = source.headers.get("Content-Length")
             while block := source.read(1 << 20):
                 digest.update(block)
                 file.write(block)
+            if announced is not None and file.tell() != int(announced):  # urllib says nothing
+                raise OSError(f"the download was cut short: {file.tell():,} of {int(announced):,} bytes")
         if expected is not None and digest.hexdigest() != expected:
             raise SidlsgError(
                 f"{url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {expected}); fetch "
