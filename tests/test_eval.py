@@ -7,10 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import folder_of, one_line, results
 from PIL import Image
 
 from sidlsg import distributed
@@ -24,19 +23,6 @@ from sidlsg.training.tracking import due
 from sidlsg.training.trainer import Trainer
 
 FEW = ["--limit", "24", "--device", "cpu"]
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-def folder_of(path: Path, count: int, size: int = 64, suffix: str = ".png") -> Path:
-    """``count`` numbered noise pictures."""
-    path.mkdir(parents=True)
-    for i in range(count):
-        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / f"{i:06d}{suffix}")
-    return path
 
 
 # -- drawing and scoring ---------------------------------------------------------------------------------------------------
@@ -290,6 +276,20 @@ def test_the_hps_dry_run_names_checkpoint_and_prompts(run) -> None:
         (["--model", "emoji-student", "--steps", "4", "--limit", "2"], ["--steps"]),
         (["--model", "emoji", "--sampler", "dpm+", "--limit", "2"], ["dpm++"]),
         (["--model", "emoij"], ["emoji"]),
+        (["--limit", "0"], ["--limit is 0; give 1 or more"]),
+        (["--limit", "1025"], ["--limit is 1,025", "captions.txt holds 1,024 captions"]),
+        (["--hpsv2", "--limit", "801"], ["--limit is 801; give 1 to 800"]),
+        (["--batch", "0"], ["--batch is 0; give 1 or more"]),
+        (["--model", "emoji", "--steps", "1001"], ["--steps is 1001; give 1 to 1,000"]),
+        (["--model", "emoji", "--steps", "0"], ["--steps is 0"]),
+        (["--model", "emoji", "--sampler", "pndm", "--steps", "2"], ["PNDMScheduler cannot take 2 steps"]),
+        (["--hpsv2", "--only", "clip"], ["--only has no effect with --hpsv2"]),
+        (["--hps-version", "v2.1"], ["--hps-version has no effect without --hpsv2"]),
+        (["--hpsv2", "--hps-package", "--no-hps-antialias"], ["--no-hps-antialias has no effect with --hps-package"]),
+        (["--assume-protocol"], ["--assume-protocol has no effect without --reference"]),
+        (["--clip", "x"], ["--clip has no effect with the protocol embedded"]),
+        (["--coco30k", "--only", "clip", "--inception", "x"], ["--inception has no effect with --only clip"]),
+        (["--coco30k", "--images", "nowhere"], ["--coco30k is for pictures that are drawn"]),
         (["--precision", "half", "--limit", "2"], ["fp16"]),
         (["stats", "nowhere", "--out", "x.npz"], ["nowhere"]),
         (["stats", "nowhere", "--out", "x.pt"], [".npz"]),
@@ -489,6 +489,12 @@ def test_scores_while_training_are_those_of_eval(run, tmp_path: Path, scored: li
     assert run("eval", "--model", out, "--limit", "16", "--device", "cpu", "--out", tmp_path / "eval")[0] == 0
     assert results(tmp_path / "eval")["scores"]["fd"] == pytest.approx(lines[-1]["fd"], rel=0.01)
     assert results(tmp_path / "eval")["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
+    # Among all captions, though only 16 are drawn; one picture's rank may differ.
+    for name in ("retrieval_top1", "retrieval_top5"):
+        assert results(tmp_path / "eval")["scores"][name] == pytest.approx(lines[-1][name], abs=1.01 / 16)
+    for line in lines:
+        assert line["pictures"] == 16
+        assert line["warnings"] == ["The number of pictures is 16; the protocol embedded has 1,024."]
     best = json.loads((out / "best" / "sidlsg.json").read_text(encoding="utf-8"))
     smallest = min(lines[1:], key=lambda line: line["fd"])
     assert (best["images_seen"], best["scores"]["fd"]) == (smallest["images_seen"], smallest["fd"])

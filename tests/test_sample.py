@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import change_json, one_line
+from conftest import SD_BETAS, change_json, one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from sidlsg import cli
+from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
-from sidlsg.sampling.draw import one_step
+from sidlsg.sampling.draw import SAMPLERS, check_sampling, one_step, scheduler
 from sidlsg.teachers.loading import load_model
 
 CPU = torch.device("cpu")
@@ -201,3 +203,27 @@ def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:
     }
     assert len(texts) >= 5
     assert [path for path, text in texts.items() if str(Path.home()) in text or "_name_or_path" in text] == []
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
+    """Every number of steps that is not refused can be taken, and ends in finite latents."""
+    settings = {**SD_BETAS, "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": spacing}
+    model = SimpleNamespace(student=None, scheduler_config=settings | {"_class_name": "DDIMScheduler"})
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    taken = set()
+    for steps in (1, 2, 3, 4, 25, 499, 500, 998, 999, 1000, 1001):
+        try:
+            check_sampling(model, steps, None, sampler)
+        except UsageError:
+            continue
+        taken.add(steps)
+        kind, x = scheduler(model, sampler), noise
+        kind.set_timesteps(steps)
+        for t in kind.timesteps:
+            x = kind.step(0.1 * kind.scale_model_input(x, t), t, x).prev_sample
+        assert x.isfinite().all(), steps
+    assert 1001 not in taken
+    assert {4, 25, 500} <= taken
+    assert (2 in taken) == (sampler != "pndm")
