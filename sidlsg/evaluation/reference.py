@@ -137,7 +137,7 @@ def _check_moments(arrays: dict[str, np.ndarray], path: Path) -> Moments:
             )
 
     count = arrays.get("count", np.int64(0))
-    check(count.shape == () and count.dtype.kind in "iu" and count >= 0, "count is no number of pictures")
+    check(count.shape == () and count.dtype.kind in "iu" and int(count) >= 0, "count is no number of pictures")
     for name in ("mu", "sigma", "features"):
         check(name not in arrays or arrays[name].dtype.kind in "fiu", f"{name} is not made of real numbers")
     mu, sigma = arrays["mu"], arrays["sigma"].astype(np.float64)
@@ -170,14 +170,10 @@ def cache_key(protocol: Protocol, weights: Mapping[str, str], digests: Sequence[
 
 
 def cache_path(protocol: Protocol, weights: str, folder: Folder | None) -> Path:
-    """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached.
-
-    The file name contains ``cache_key``. Reads every picture.
-    """
+    """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached; reads every picture."""
     digests = [file_digest(BENCH / "reference.png")] if folder is None else folder.digests
-    name = "emoji-bench" if folder is None else folder.path.resolve().name or "folder"
     key = cache_key(protocol, {protocol.features: weights}, digests)
-    return cache_folder() / "features" / f"{protocol.name}-{name[:40]}-{key}.npz"
+    return cache_folder() / "features" / f"{protocol.name}-{key}.npz"
 
 
 def file_digest(path: Path) -> str:

@@ -80,7 +80,8 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         warnings.append(text)
         bars.warn(text)
 
-    pairing, paired = "", []
+    pairing = ""
+    paired: list[tuple[int, int]] = []
     if request.images is not None:
         found = find_pictures(request.images)
         bars.stage(f"reading {len(found):,} pictures")

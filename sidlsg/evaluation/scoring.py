@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,17 +48,17 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Calla
 
 def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick]) -> Reference:
     """Statistics and features of a folder of real pictures, from the cache, or computed and cached."""
-    protocol = scorer.protocol
+    protocol, source = scorer.protocol, folder.path.resolve().name
     path = cache_path(protocol, scorer.feature_weights, folder)
     found = cached(path, protocol, scorer.feature_weights)
     if found is None:
         tick = bar("reference features", len(folder))
         parts = path.with_suffix(".parts")
         encoded = encode_files(scorer, folder, True, False, parts, tick)
-        found = scorer.reference(encoded.features, str(folder.path.resolve().name))
+        found = scorer.reference(encoded.features, source)
         keep(found, path)
         forget(parts)
-    return found
+    return replace(found, source=source)
 
 
 def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
