@@ -14,6 +14,7 @@ from conftest import SD_BETAS, change_json, one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+import sidlsg
 from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
@@ -227,3 +228,10 @@ def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
     assert 1001 not in taken
     assert {4, 25, 500} <= taken
     assert (2 in taken) == (sampler != "pndm")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_would_change_are_refused(tiny_teacher: Path, seed: int) -> None:
+    pictures = sidlsg.sample("a", model=tiny_teacher, seeds=[0, seed], steps=1, device="cpu")
+    with pytest.raises(UsageError, match=f"the seed {seed} is not in"):
+        list(pictures)

@@ -91,7 +91,8 @@ class Request:
 
     def _check_ranges(self) -> None:
         """Raise UsageError for a number that no evaluation can have."""
-        most = {"limit": HPS_PROMPTS if self.hpsv2 else None, "steps": MOST_STEPS, "batch": None}
+        prompts = HPS_PROMPTS if self.hpsv2 else self.chosen.images if self.coco30k else None
+        most = {"limit": prompts, "steps": MOST_STEPS, "batch": None}
         for name, high in most.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= (high or value):

@@ -32,8 +32,8 @@ from sidlsg.evaluation.request import Request
 from sidlsg.evaluation.scorer import Scorer, obstacles, scores_of
 from sidlsg.evaluation.scoring import (
     encode_folder,
+    examine,
     find_styles,
-    inspect,
     open_reference,
     pair,
     score_pictures,
@@ -78,7 +78,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
 
     if request.images is not None:
         found = find_pictures(request.images)
-        inspect(found, protocol, warn)
+        examine(found, protocol, warn)
         paired = pair(found, lines, warn) if lines is not None and "clip" in request.only else []
         pictures = len(found)
     else:

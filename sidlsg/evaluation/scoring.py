@@ -68,7 +68,7 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     return paired
 
 
-def inspect(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
+def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
     """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
 
     Raises UsageError when the pictures differ in size.
