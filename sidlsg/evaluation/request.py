@@ -25,7 +25,9 @@ class Request:
         coco30k: draw the 30,000 COCO captions, as in the paper's tables 1 and 2.
         hpsv2: compute the human preference score over 4 x 800 prompts.
         reference: real pictures: a folder, or a file made by ``sidlsg eval stats``.
-        prompts: caption file, line i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        prompts: caption file, line or row i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        caption_column: of a table with the captions; None takes the only one with a usual name.
+        file_column: of a table; the picture of ``images`` that it names has the caption of that row.
         protocol: gigagan, sid-lsg or embedded; None chooses by the other options.
         only: which of fid, clip and pr (precision and recall) to compute.
         limit: use only the first captions; the scores are then not comparable with published ones.
@@ -44,6 +46,8 @@ class Request:
     hpsv2: bool = False
     reference: Path | None = None
     prompts: Path | None = None
+    caption_column: str | None = None
+    file_column: str | None = None
     protocol: str | None = None
     only: tuple[str, ...] = METRICS
     limit: int | None = None
@@ -73,6 +77,14 @@ class Request:
         if self.images is not None and not self.hpsv2 and alone:
             raise UsageError(
                 "--images needs --reference (a folder of real pictures, or statistics) or --prompts, or both"
+            )
+        if (self.caption_column or self.file_column) is not None and (self.prompts is None or self.hpsv2):
+            raise UsageError(
+                "--caption-column and --file-column are columns of --prompts FILE, a table of captions; give it"
+            )
+        if self.file_column is not None and self.images is None:
+            raise UsageError(
+                "--file-column is for pictures that are there; with --model they are named by the captions' numbers"
             )
         if self.images is not None:  # pictures that are there are scored as they are, all of them
             given = [*(name for name, value in self.generation.items() if value is not None)]

@@ -18,7 +18,7 @@ from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
-from sidlsg.evaluation.captions import captions_of
+from sidlsg.evaluation.captions import assign, captions_of
 from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, style_jobs
 from sidlsg.evaluation.pictures import Folder, find_pictures
 from sidlsg.evaluation.progress import Bars
@@ -56,6 +56,8 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     """Evaluate by a protocol of ``protocols.yaml``: FID (or fd), CLIP score, precision and recall."""
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
     captions = captions_of(request, protocol, download=True)
+    if request.prompts is not None:
+        bars.stage(f"captions: {captions.where}")
     if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
         request = _without_reference(request, protocol)
     warnings: list[str] = []
@@ -83,7 +85,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         return None
     assert scorer is not None
     begun = time.monotonic()
-    found = find_pictures(request.images or folder / "images")
+    found = assign(find_pictures(request.images or folder / "images"), captions, warn)
     if request.limit and request.images is None:
         warn(f"only the first {request.limit:,} captions: not comparable with published numbers")
         found = _first(found, request.limit)

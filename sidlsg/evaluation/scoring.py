@@ -96,7 +96,7 @@ def score_pictures(
                 warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]})")
             extra = sum(number >= len(captions) for number in folder.index)
             if extra:
-                warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions: not in the CLIP score")
+                warn(f"{extra:,} pictures have none of the {len(captions):,} captions: not in the CLIP score")
     features = reference is not None
     if not (features or paired):
         raise UsageError(
