@@ -20,7 +20,7 @@ from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
-from sidlsg.evaluation.captions import captions_of
+from sidlsg.evaluation.captions import assign, captions_of
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
 from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, style_jobs
 from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
@@ -69,6 +69,8 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
     captions = captions_of(request, protocol, download=True)
     lines = captions.lines
+    if request.prompts is not None:
+        bars.stage(f"captions: {captions.where}")
     warnings: list[str] = []
     seconds: dict[str, float] = {}
 
@@ -77,7 +79,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         bars.warn(text)
 
     if request.images is not None:
-        found = find_pictures(request.images)
+        found = assign(find_pictures(request.images), captions, warn)
         examine(found, protocol, warn)
         paired = pair(found, lines, warn) if lines is not None and "clip" in request.only else []
         pictures = len(found)

@@ -64,7 +64,7 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     if absent := [number for number, caption in enumerate(captions) if caption and number not in there]:
         warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]}).")
     if extra := sum(number >= len(captions) for number in folder.index):
-        warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions; they are not in the CLIP score.")
+        warn(f"{extra:,} pictures have none of the {len(captions):,} captions; they are not in the CLIP score.")
     return paired
 
 
