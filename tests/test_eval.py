@@ -279,6 +279,7 @@ def test_the_hps_dry_run_names_checkpoint_and_prompts(run) -> None:
         (["--limit", "0"], ["--limit is 0; give 1 or more"]),
         (["--limit", "1025"], ["--limit is 1,025", "captions.txt holds 1,024 captions"]),
         (["--hpsv2", "--limit", "801"], ["--limit is 801; give 1 to 800"]),
+        (["--coco30k", "--limit", "30001"], ["--limit is 30001; give 1 to 30,000"]),
         (["--batch", "0"], ["--batch is 0; give 1 or more"]),
         (["--model", "emoji", "--steps", "1001"], ["--steps is 1001; give 1 to 1,000"]),
         (["--model", "emoji", "--steps", "0"], ["--steps is 0"]),

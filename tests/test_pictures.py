@@ -393,7 +393,7 @@ def test_complete_numbers_pair_whatever_stands_before_them(count, first, prefix,
     captions = ["" if i in blank and i < count - 1 else f"caption {i}" for i in range(count)]
     files = tuple(Path(f"{prefix}{i + first:0{width}d}.png") for i in range(count))
     folder = pictures.Folder(Path(), files, tuple(range(first, first + count)))
-    expected = {f"{prefix}{i + first:0{width}d}": i for i in range(count) if captions[i]}
+    expected = {f"{prefix}{i + first:0{width}d}": i for i in range(count)}
     assert matched(folder, captions) == expected
     assert ("numbered from 1" in match_captions(folder, captions)[1]) == bool(first)
 
@@ -492,6 +492,24 @@ def test_without_pairs_the_other_scores_are_given_and_the_reason(run, tmp_path: 
     code, _, err = run(*command, "--only", "clip")
     assert code == 2
     one_line(err, "COCO_val2014_000000000042", "with a prefix")
+
+
+def test_a_table_that_names_the_pictures_pairs_those_with_ids(run, tmp_path: Path) -> None:
+    ids = (42, 73, 74, 133)
+    for number in ids:
+        save(tmp_path / "in" / f"{number:012d}.png", 64, number)
+    rows = [f"{number:012d}.png,a drawing of thing {number}" for number in reversed(ids)]
+    (tmp_path / "table.csv").write_text("\n".join(["file_name,caption", *rows]) + "\n", encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("".join(f"a drawing of thing {number}\n" for number in ids), encoding="utf-8")
+    for place, number in enumerate(ids):
+        save(tmp_path / "numbered" / f"{place}.png", 64, number)
+    scores = []
+    for folder, options in (("in", ["table.csv", "--file-column", "file_name"]), ("numbered", ["lines.txt"])):
+        command = ["eval", "--images", folder, "--protocol", "embedded", "--only", "clip", "--device", "cpu"]
+        code, _, err = run(*command, "--out", f"out-{folder}", "--prompts", *options)
+        assert code == 0, err
+        scores.append(results(Path(f"out-{folder}"))["scores"]["clip"])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------------------

@@ -12,13 +12,17 @@ import pytest
 import torch
 from conftest import SD_BETAS, change_json, one_line
 from diffusers import StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+import sidlsg
 from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
 from sidlsg.sampling.draw import SAMPLERS, check_sampling, one_step, scheduler
+from sidlsg.sampling.pictures import slug
 from sidlsg.teachers.loading import load_model
 
 CPU = torch.device("cpu")
@@ -85,6 +89,25 @@ def test_files_are_named_by_prompt_and_seed_and_say_what_they_are(sample, run_fo
     assert picture.size == (8, 8)
     facts = {"prompt": "A  cat, (very) sad: 悲しい猫!", "seed": "12", "model": str(run_folder / "student")}
     assert picture.text == facts
+
+
+@given(st.text() | st.sampled_from(["CON", "nul.", "a:b?*|<>", "..", "𠀀" * 200, "a" * 300, "é" * 59 + "𠀀" * 70]))
+@settings(max_examples=50, deadline=None)
+def test_every_prompt_gives_a_name_that_every_system_takes(prompt: str) -> None:
+    name = f"grid-{slug(prompt)}-{2**63 - 1}-999999.png.part"
+    assert len(name.encode()) <= 255
+    assert not set(name.removesuffix(".png.part")) & set('.<>:"/\\|?* \n\0')
+
+
+def test_prompts_with_the_same_beginning_keep_their_pictures(sample) -> None:
+    paths = sample("𠀀" * 100 + " cat", "𠀀" * 100 + " dog")
+    assert [Image.open(path).text["prompt"][-3:] for path in paths] == ["cat", "dog"]
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(run) -> None:
+    code, _, err = run("sample", "caf\udce9", "--device", "cpu")
+    assert code == 2
+    one_line(err, r"'caf\udce9' is not valid Unicode", "UTF-8")
 
 
 def test_existing_pictures_are_never_overwritten(sample, tmp_path: Path) -> None:
@@ -227,3 +250,10 @@ def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
     assert 1001 not in taken
     assert {4, 25, 500} <= taken
     assert (2 in taken) == (sampler != "pndm")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_would_change_are_refused(tiny_teacher: Path, seed: int) -> None:
+    pictures = sidlsg.sample("a", model=tiny_teacher, seeds=[0, seed], steps=1, device="cpu")
+    with pytest.raises(UsageError, match=f"the seed {seed} is not in"):
+        list(pictures)

@@ -25,7 +25,14 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Score this folder of pictures, made by anything.")] = None,
     reference: Annotated[Path | None, typer.Option(help=REFERENCE_HELP)] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Caption file; line i belongs to picture i (or a folder, with --hpsv2).")
+        Path | None, typer.Option(help="Caption file; line or row i belongs to picture i (a folder with --hpsv2).")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the captions.")
+    ] = None,
+    file_column: Annotated[
+        str | None,
+        typer.Option(help="Column with the file names of the pictures in --images that the captions belong to."),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="gigagan, sid-lsg or embedded.")] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
@@ -77,6 +84,8 @@ def evaluate(
         hpsv2=hpsv2,
         reference=reference,
         prompts=prompts,
+        caption_column=caption_column,
+        file_column=file_column,
         protocol=protocol,
         only=parse_only(only),
         limit=limit,

@@ -156,12 +156,14 @@ class Folder:
         index: the number that each file is named by; None unless all names are one prefix (or none) and a number, each number
             once. Numbers pair pictures with captions, see ``match_captions``.
         left_out: pictures of kinds that are not read.
+        assigned: ``index`` says which caption each picture shows, whatever its name.
     """
 
     path: Path
     files: tuple[Path, ...]
     index: tuple[int, ...] | None
     left_out: tuple[Path, ...] = ()
+    assigned: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -268,7 +270,7 @@ def common_size(folder: Folder) -> tuple[int, int]:
 
 
 def match_captions(folder: Folder, captions: Sequence[str]) -> tuple[list[tuple[int, int]], str]:
-    """Which caption each picture shows: (position of the picture, number of its caption), blank captions left out.
+    """Which caption each picture shows: (position of the picture, number of its caption).
 
     A picture named 17 shows line 17, counted from 0. Where the names cannot be meant so, they are either understood without
     doubt or not at all, since the CLIP score of shifted captions looks like that of a bad generator:
@@ -283,10 +285,10 @@ def match_captions(folder: Folder, captions: Sequence[str]) -> tuple[list[tuple[
     Returns the pairs and a text: why there are none, or that the pictures are numbered from 1; else empty.
     """
     wanted = {number for number, caption in enumerate(captions) if caption}
-    start = _counted_from(folder, wanted, len(captions))
+    start = 0 if folder.assigned else _counted_from(folder, wanted, len(captions))
     if isinstance(start, str) or folder.index is None:
         return [], str(start)
-    pairs = [(place, number - start) for place, number in enumerate(folder.index) if number - start in wanted]
+    pairs = [(place, number - start) for place, number in enumerate(folder.index) if number - start < len(captions)]
     return pairs, "The pictures are numbered from 1: picture 1 shows the first caption." if start else ""
 
 

@@ -27,7 +27,9 @@ class Request:
         coco30k: draw the 30,000 COCO captions, as in the paper's tables 1 and 2.
         hpsv2: compute the human preference score over 4 x 800 prompts.
         reference: real pictures: a folder, or a file made by ``sidlsg eval stats``.
-        prompts: caption file, line i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        prompts: caption file, line or row i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        caption_column: of a table with the captions; None takes the only one with a usual name.
+        file_column: of a table; the picture of ``images`` that it names has the caption of that row.
         protocol: gigagan, sid-lsg or embedded; None chooses by the other options.
         only: which of fid, clip and pr (precision and recall) to compute.
         limit: draw only the first captions (with ``hpsv2``: use the first of each style); the scores are then not comparable
@@ -47,6 +49,8 @@ class Request:
     hpsv2: bool = False
     reference: Path | None = None
     prompts: Path | None = None
+    caption_column: str | None = None
+    file_column: str | None = None
     protocol: str | None = None
     only: tuple[str, ...] = METRICS
     limit: int | None = None
@@ -74,6 +78,14 @@ class Request:
             raise UsageError("give --model to draw pictures, or --images to score those in a folder, not both")
         if self.hps_version not in HPS_VERSIONS:
             raise UsageError(f'--hps-version is "{self.hps_version}"; use {" or ".join(HPS_VERSIONS)}')
+        if (self.caption_column or self.file_column) is not None and (self.prompts is None or self.hpsv2):
+            raise UsageError(
+                "--caption-column and --file-column are columns of --prompts FILE, a table of captions; give it"
+            )
+        if self.file_column is not None and self.images is None:
+            raise UsageError(
+                "--file-column is for pictures that are there; with --model they are named by the captions' numbers"
+            )
         self._check_ranges()
         self._check_unused()
         if self.hpsv2:
@@ -91,7 +103,8 @@ class Request:
 
     def _check_ranges(self) -> None:
         """Raise UsageError for a number that no evaluation can have."""
-        most = {"limit": HPS_PROMPTS if self.hpsv2 else None, "steps": MOST_STEPS, "batch": None}
+        prompts = HPS_PROMPTS if self.hpsv2 else self.chosen.images if self.coco30k else None
+        most = {"limit": prompts, "steps": MOST_STEPS, "batch": None}
         for name, high in most.items():
             value = getattr(self, name)
             if value is not None and not 1 <= value <= (high or value):

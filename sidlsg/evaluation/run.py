@@ -21,7 +21,7 @@ from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
-from sidlsg.evaluation.captions import captions_of
+from sidlsg.evaluation.captions import assign, captions_of
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
 from sidlsg.evaluation.generation import Job, Settings, caption_jobs, check_complete, generate, style_jobs, to_draw
 from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
@@ -33,8 +33,8 @@ from sidlsg.evaluation.request import Request
 from sidlsg.evaluation.scorer import Scorer, obstacles, scores_of
 from sidlsg.evaluation.scoring import (
     encode_folder,
+    examine,
     find_styles,
-    inspect,
     open_reference,
     pair,
     score_pictures,
@@ -73,6 +73,8 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
     captions = captions_of(request, protocol, download=True)
     lines = captions.lines
+    if request.prompts is not None:
+        bars.stage(f"captions: {captions.where}")
     warnings: list[str] = []
     seconds: dict[str, float] = {}
 
@@ -83,9 +85,9 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     pairing = ""
     paired: list[tuple[int, int]] = []
     if request.images is not None:
-        found = find_pictures(request.images)
+        found = assign(find_pictures(request.images), captions, warn)
         bars.stage(f"reading {len(found):,} pictures")
-        inspect(found, protocol, warn)
+        examine(found, protocol, warn)
         if lines is not None and "clip" in request.only:
             paired, pairing = pair(found, lines, warn)
     else:

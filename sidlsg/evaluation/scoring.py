@@ -49,7 +49,9 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Calla
 def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick]) -> Reference:
     """Statistics and features of a folder of real pictures, from the cache, or computed and cached."""
     protocol, source = scorer.protocol, folder.path.resolve().name
+    tick = bar("reading the reference", len(folder))
     path = cache_path(protocol, scorer.feature_weights, folder)
+    tick(len(folder))
     found = cached(path, protocol, scorer.feature_weights)
     if found is None:
         tick = bar("reference features", len(folder))
@@ -63,9 +65,10 @@ def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick
 
 def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
     """``match_captions``, where ``warn`` is told which pictures and captions are left over, if there are pairs."""
-    paired, said = match_captions(folder, captions)
-    if not paired:
+    found, said = match_captions(folder, captions)
+    if not found:
         return [], said
+    extra, paired = len(folder) - len(found), [(place, number) for place, number in found if captions[number]]
     if blank := [number for number, caption in enumerate(captions) if not caption]:
         warn(
             f"{len(blank):,} captions are blank lines (first: {blank[0]}); pictures of that number are not in the CLIP score."
@@ -73,13 +76,12 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     there = {number for _, number in paired}
     if absent := [number for number, caption in enumerate(captions) if caption and number not in there]:
         warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]}).")
-    if len(folder) > len(captions):
-        extra = len(folder) - len(captions)
-        warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions; they are not in the CLIP score.")
+    if extra:
+        warn(f"{extra:,} pictures have none of the {len(captions):,} captions; they are not in the CLIP score.")
     return paired, said
 
 
-def inspect(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
+def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
     """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
 
     Raises UsageError when the pictures differ in size, or when one is damaged or not supported.

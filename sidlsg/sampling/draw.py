@@ -138,8 +138,11 @@ def draw(
         batch: pictures drawn at once.
         steps, guidance, sampler: of a teacher, by default 25, 3 and its own scheduler; a student needs none of them.
 
-    Raises UsageError when the options do not fit the model.
+    Raises UsageError when the options do not fit the model, or a seed is not in 0 to 2^64 - 1.
     """
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"the seed {seed} is not in 0 to 2^64 - 1")
     steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
