@@ -305,7 +305,7 @@ def test_without_captions_the_distance_is_given_and_no_clip_is_loaded(
     assert "The reference holds 5 pictures; that of the protocol sid-lsg holds 40,504." in said
     code, _, err = run("eval", "--images", tmp_path / "fake", "--prompts", inception_file, *options)
     assert code == 2
-    one_line(err, "not UTF-8")
+    one_line(err, "is a zip archive")
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
