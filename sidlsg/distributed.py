@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sidlsg.errors import UsageError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import torch
     from torch import Tensor
 
@@ -49,14 +51,15 @@ def launched() -> Processes:
         ) from None
 
 
-def start(device: torch.device) -> Processes:
-    """Join the process group when there is more than one process."""
+def start(device: torch.device, patience: timedelta | None = None) -> Processes:
+    """Join the process group when there is more than one process; ``patience`` is how long it waits for others (torch's default:
+    10 minutes for GPUs, 30 for CPUs)."""
     import torch.distributed as dist
 
     processes = launched()
     if processes.world > 1 and not dist.is_initialized():
         # gloo for flags on the CPU, which must not wait for the GPU; nccl for gradients.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
     return processes
 
 

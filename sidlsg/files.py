@@ -32,8 +32,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, flush to the disk, and rename."""
+    """Write under a temporary name, flush to the disk, and rename. File names that are not UTF-8 are written with escapes."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     flush(temporary)
     temporary.replace(path)
