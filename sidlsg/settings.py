@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from sidlsg.config import FIELDS, Config, checked
 from sidlsg.data import presets_folder
 from sidlsg.errors import UsageError, nearest
+from sidlsg.paths import user_path
 
 # One decision in four settings: what goes with each precision unless it is given too.
 WITH_PRECISION: dict[str, dict[str, Any]] = {
@@ -123,9 +125,9 @@ def preset_names() -> list[str]:
 
 def preset_path(name: str) -> Path:
     """The file of a preset by name, or a path to one; raises UsageError naming the nearest preset."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if name in preset_names():
+        return presets_folder() / f"{name}.yaml"
+    path = user_path(name)
+    if path.suffix in (".yaml", ".yml") or os.path.isfile(path):
         return path
-    if name not in preset_names():
-        raise UsageError(f'unknown preset "{name}"{nearest(name, preset_names())}')
-    return presets_folder() / f"{name}.yaml"
+    raise UsageError(f'unknown preset "{name}"{nearest(name, preset_names())}')

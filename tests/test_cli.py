@@ -130,7 +130,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(run, short, tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     code, _, err = run(*short, "--out", out)
     one_line(err, f"cannot write to {out}", "another --out")
-    assert code == 1
+    assert code == 2
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option
+
 
 def distill(
     preset: Annotated[
@@ -49,7 +51,7 @@ def distill(
         bool, typer.Option("--force", help="Run even if the plan says that memory will not suffice.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
+        Path | None, path_option("Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; needs no network.")] = False,
 ) -> None:
