@@ -70,6 +70,7 @@ def distill(
     from sidlsg import distributed
     from sidlsg.config import parse_kappa
     from sidlsg.settings import gather
+    from sidlsg.terminal import say
     from sidlsg.training.launch import launch, prepare
     from sidlsg.training.progress import RunConsole
 
@@ -94,13 +95,8 @@ def distill(
     console.print(job.plan(), highlight=False)
     if dry_run:
         if job.problem:
-            console.print(f"[yellow]does not fit:[/] {job.problem}", highlight=False, soft_wrap=True)
+            say(console, job.problem, "does not fit: ")
         return
     ended = "this run is complete" if job.complete else "done"
     folder = launch(job, console, force)
-    console.print(
-        f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."')

@@ -108,11 +108,12 @@ def evaluate(
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run
+    from sidlsg.terminal import say
 
     results = run(request, console)
     if results is not None:
         console.print(results_table(results), highlight=False)
-        console.print(f"{request.folder / 'results.json'}", highlight=False, soft_wrap=True)
+        say(console, str(request.folder / "results.json"))
 
 
 @app.command("stats")
@@ -134,10 +135,11 @@ def stats(
     from rich.console import Console
 
     from sidlsg.evaluation.run import make_statistics
+    from sidlsg.terminal import say
 
     console = Console()
     count = make_statistics(
         folder, out, protocol, features=features, inception=inception, device=device, batch=batch, console=console
     )
     what = "statistics and features" if features else "statistics"
-    console.print(f"{out}: {what} of {count:,} pictures, protocol {protocol}", highlight=False, soft_wrap=True)
+    say(console, f"{out}: {what} of {count:,} pictures, protocol {protocol}")

@@ -53,7 +53,7 @@ def ddpm_schedule(config: dict[str, Any]) -> NoiseSchedule:
     from diffusers import DDPMScheduler
 
     kind = config.get("_class_name", "DDPMScheduler")
-    if kind.removesuffix("Scheduler") not in DDPM_CLASSES or config.get("use_flow_sigmas"):
+    if kind not in (f"{name}Scheduler" for name in DDPM_CLASSES) or config.get("use_flow_sigmas"):
         raise UsageError(
             f"the model's scheduler is a {kind}; SiD-LSG handles DDPM schedules (DDIM, PNDM, Euler, DPM-Solver...)"
         )

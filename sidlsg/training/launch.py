@@ -14,6 +14,7 @@ from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.data import cache_folder
 from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
 from sidlsg.planning.plan import misfit, plan
@@ -89,6 +90,7 @@ def prepare(
     folder = RunFolder(user_path(out) if out is not None else Path("runs") / default_name(config, preset))
     if not dry_run:
         folder.check(config)
+    get_protocol(config.eval_protocol)
     launched = distributed.launched()
     notes = [note for note in (place.note, about_teacher(place, config)) if note]
     path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)

@@ -93,7 +93,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest()
+        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"))
         if loaded is None:
             return False
         tensors, state, warnings = loaded
