@@ -87,7 +87,7 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
     run("eval", *FEW, "--out", tmp_path / "warm")  # the reference is in the cache now
     monkeypatch.setattr(Scorer, "encode", stop_in_the_third)
     code, _, err = run(*command, tmp_path / "out")
-    assert (code, sizes) == (1, [10, 10])
+    assert (code, sizes) == (130, [10, 10])
     one_line(err, "interrupted")
 
     def count(self, items, *rest, **options):
@@ -475,7 +475,7 @@ def test_an_interrupted_run_has_the_scores_of_an_unbroken_one(run, tmp_path: Pat
         iterate(self)
 
     monkeypatch.setattr(Trainer, "iterate", stop_at_80)
-    assert run(*scored, "--out", broken)[0] == 1
+    assert run(*scored, "--out", broken)[0] == 130
     monkeypatch.setattr(Trainer, "iterate", iterate)
     assert run(*scored, "--out", broken)[0] == 0
     assert seen == [80]

@@ -8,17 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import one_line
 from safetensors.torch import save_file
-from torch import zeros
 
 from sidlsg.data import cache_folder
 from sidlsg.errors import UsageError
 from sidlsg.paths import full_path, user_path, writable
 from sidlsg.runs.folder import RunFolder
 from sidlsg.teachers.foreign import about_file
+from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
+from sidlsg.teachers.student import save_student
 
 SIZES = ["--preset", "cpu", "--images", "16", "--batch", "8", "--micro-batch", "4", "--device", "cpu"]
 
@@ -269,6 +271,21 @@ def test_a_link_for_a_student_is_never_written_through(run, short, tmp_path: Pat
     assert (tmp_path / "moved" / "sidlsg.json").is_file()
 
 
+def test_a_link_that_appears_while_a_run_goes_on_is_replaced(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Also one that leads nowhere: a week's student must not be lost to it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    model = load_model(str(tiny_teacher), torch.device("cpu"))
+    for target in (tmp_path / "mine", tmp_path / "nowhere"):
+        student = tmp_path / f"student-{target.name}"
+        student.symlink_to(target)
+        save_student(student, model, model.network, 625, {"images_seen": 8})
+        assert not student.is_symlink()
+        assert (student / "sidlsg.json").is_file()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "student-mine", "student-nowhere"}
+
+
 @pytest.mark.parametrize("left", ["metrics.jsonl", "samples", "student"])
 def test_checkpoints_that_were_deleted_are_said_by_whatever_is_left(run, short, tmp_path: Path, left: str) -> None:
     assert run(*short, "--out", "run")[0] == 0
@@ -285,9 +302,9 @@ def test_checkpoints_that_were_deleted_are_said_by_whatever_is_left(run, short, 
 
 
 def test_a_file_for_a_teacher_is_refused_with_what_to_do(run, short, tmp_path: Path) -> None:
-    save_file({"model.diffusion_model.x": zeros(1)}, tmp_path / "sd.safetensors")
-    save_file({"conditioner.embedders.0.x": zeros(1)}, tmp_path / "xl.safetensors")
-    save_file({"unet.down.lora_A.weight": zeros(1)}, tmp_path / "style.safetensors")
+    save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "sd.safetensors")
+    save_file({"conditioner.embedders.0.x": torch.zeros(1)}, tmp_path / "xl.safetensors")
+    save_file({"unet.down.lora_A.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
     for name in ("old.ckpt", "q.gguf", "notes.txt"):
         (tmp_path / name).write_bytes(b"\x00")
     for name, parts in {
