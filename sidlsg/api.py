@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,10 +35,11 @@ def distill(
         console: where plan and progress are printed.
         settings: any settings of a preset, as it writes them: ``teacher="sd15", images="50k", kappa=1.5``.
     """
+    from sidlsg.paths import user_path
     from sidlsg.settings import read_settings
     from sidlsg.training.launch import launch, prepare
 
-    job = prepare(preset, read_settings(settings), None if out is None else Path(out))
+    job = prepare(preset, read_settings(settings), None if out is None else user_path(out))
     if console is not None:
         console.print(job.plan(), highlight=False)
     return launch(job, console, force)
@@ -56,9 +56,10 @@ class Picture:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a PNG that carries prompt, seed and model as text entries; complete or not there."""
+        from sidlsg.paths import user_path
         from sidlsg.sampling.pictures import save_png
 
-        save_png(self.image, Path(path), prompt=self.prompt, seed=self.seed, model=self.model)
+        save_png(self.image, user_path(path), prompt=self.prompt, seed=self.seed, model=self.model)
 
 
 def sample(

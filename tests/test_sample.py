@@ -21,7 +21,7 @@ from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
-from sidlsg.sampling.draw import SAMPLERS, check_sampling, one_step, scheduler
+from sidlsg.sampling.draw import SAMPLERS, check_sampling, many_step_scheduler, one_step
 from sidlsg.sampling.pictures import slug
 from sidlsg.teachers.loading import load_model
 
@@ -233,7 +233,9 @@ def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:
 def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
     """Every number of steps that is not refused can be taken, and ends in finite latents."""
     settings = {**SD_BETAS, "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": spacing}
-    model = SimpleNamespace(student=None, scheduler_config=settings | {"_class_name": "DDIMScheduler"})
+    model = SimpleNamespace(
+        student=None, schedule=range(1000), scheduler_config=settings | {"_class_name": "DDIMScheduler"}
+    )
     noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     taken = set()
     for steps in (1, 2, 3, 4, 25, 499, 500, 998, 999, 1000, 1001):
@@ -242,8 +244,7 @@ def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
         except UsageError:
             continue
         taken.add(steps)
-        kind, x = scheduler(model, sampler), noise
-        kind.set_timesteps(steps)
+        kind, x = many_step_scheduler(model, steps, sampler), noise
         for t in kind.timesteps:
             x = kind.step(0.1 * kind.scale_model_input(x, t), t, x).prev_sample
         assert x.isfinite().all(), steps

@@ -26,6 +26,7 @@ from sidlsg.planning.footprint import footprints
 from sidlsg.settings import make_config
 from sidlsg.teachers.architectures import build_model, family_of_architecture
 from sidlsg.teachers.family import Model
+from sidlsg.terminal import say
 from sidlsg.training.engine import Engine, stored_dtype
 
 PROMPT = "a photo of a cat, number {}"
@@ -195,7 +196,7 @@ def run(
             row = measure(title, case, lambda dtype: build_model(arch, device, dtype), device, gflop, images, repeats)
             rows.append({"preset": preset} | row.as_dict())
             rate = f"{row.images_per_second:.3g} images/s" if row.images_per_second else row.error
-            console.print(f"{preset}, {title}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
+            say(console, f"{preset}, {title}, {case.precision}: {rate}")
             write_bench(None, out, facts, rows, command)
     write_bench(console, out, facts, rows, command)
     return rows

@@ -14,6 +14,7 @@ from rich.table import Table
 from sidlsg.data import read_table
 from sidlsg.errors import SidlsgError
 from sidlsg.planning.gpus import known_gpu
+from sidlsg.terminal import say
 
 # A SHARED column moves into the title if all its cells are the same; GPU_ONLY columns are left out on a CPU.
 SHARED = ("preset", "precision", "micro-batch")
@@ -107,7 +108,7 @@ def show(console: Console, title: str, head: list[str], lines: list[list[str]], 
         table.add_row(*map(escape, line))
     console.print(table, highlight=False)
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(console, note)
 
 
 def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option
+
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[sample ...]")
 
 ARCH_HELP = "sd15, sd21-base or sdxl (random weights at the real size), or emoji."
@@ -33,7 +35,7 @@ def bench(
         bool, typer.Option("--baseline", help="Also each switch of the engine turned off, one by one.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.md.")] = None,
+    out: Annotated[Path | None, path_option("Folder for bench.json and bench.md.")] = None,
 ) -> None:
     """Measure distillation: peak memory, seconds per 1k images, images/s and MFU, for each strategy, precision and preset.
 
@@ -80,7 +82,7 @@ def sample(
     images: Annotated[int, typer.Option(min=1, help="Pictures a measurement.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for bench-sample.json and bench-sample.md.")] = None,
+    out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,
 ) -> None:
     """Measure one-step sampling, its parts (UNet, VAE, text encoder, PNG files), and the stock diffusers pipeline."""
     from rich.console import Console

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option, tell
+
 MOST = 1_000_000  # seeds a prompt
 
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Argument(help="One or several prompts.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, or a table.")] = None,
+    prompts: Annotated[Path | None, path_option("Text file, one prompt a line, or a table.")] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
     ] = None,
@@ -36,9 +38,9 @@ def sample(
         str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[
-        Path, typer.Option(help="Folder, or the name of a .png file for a single picture or a grid.")
-    ] = Path("samples"),
+    out: Annotated[Path, path_option("Folder, or the name of a .png file for a single picture or a grid.")] = Path(
+        "samples"
+    ),
 ) -> None:
     """Make pictures with a one-step student (or, to compare, with its teacher).
 
@@ -71,7 +73,9 @@ def sample(
 
     from sidlsg import api
     from sidlsg.sampling.pictures import free_path, make_grid, save_png, slug
+    from sidlsg.teachers.registry import locate
 
+    tell(locate(model).note)
     pictures = api.sample(
         texts,
         model=model,

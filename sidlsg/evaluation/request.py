@@ -9,6 +9,7 @@ from typing import Any
 
 from sidlsg.errors import UsageError, nearest
 from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_VERSIONS, Protocol, get_protocol
+from sidlsg.paths import user_path
 
 METRICS = ("fid", "clip", "pr")
 MOST_STEPS = 1000  # timesteps of the families' schedules
@@ -151,7 +152,7 @@ class Request:
             options["only"] = parse_only(options["only"])
         for name, value in options.items():
             if "Path" in str(known[name]) and value is not None:
-                options[name] = Path(value)
+                options[name] = user_path(value)
         return cls(**options)
 
     @property

@@ -49,7 +49,7 @@ def plan(
     )
     where = str(place.folder) if place.folder else "hub: " + ", then ".join(place.repositories)
     rows = {
-        "teacher": f"{teacher} ({where})",
+        "teacher": teacher if place.name == where else f"{teacher} ({where})",
         "prompts": prompts,
         "strategy": f"{config.strategy_name}: {config.guidance}",
         "duration": f"{config.images:,} images in {config.iterations:,} iterations of {config.batch}",

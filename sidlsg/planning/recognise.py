@@ -10,7 +10,7 @@ from pathlib import Path
 from sidlsg.data import cache_folder, read_table
 from sidlsg.files import write_text
 from sidlsg.planning.footprint import Footprint, Saved, footprints
-from sidlsg.teachers.registry import Location
+from sidlsg.teachers.registry import Location, at_hand
 from sidlsg.version import __version__
 
 
@@ -34,7 +34,7 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
     if place.entry is not None:
         known = footprints().get(place.entry.architecture or "")
         return Recognised(known) if known else None
-    folder = place.folder or _cached_folder(place.repositories)
+    folder = at_hand(place)
     if folder is None:
         like = "sdxl" if "xl" in place.name.lower() else "sd15"
         return Recognised(footprints()[like], assumed=like)
@@ -46,17 +46,6 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
         if all(config.get(key) == value for key, value in row["unet"].items()):
             return Recognised(footprints()[name])
     return Recognised(_counted(folder)) if may_count else None
-
-
-def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
-    """The folder of a whole model in the hub's cache, found without network access; None when it is not there, or in part."""
-    if not repositories:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repositories[0], "unet/config.json")
-    folder = Path(found).parents[1] if isinstance(found, str) else None
-    return folder if folder is not None and (folder / "model_index.json").is_file() else None
 
 
 def _counted(folder: Path) -> Footprint:

@@ -42,6 +42,31 @@ SAMPLERS = {
 }
 
 
+def many_step_scheduler(model: Model, steps: int, sampler: str | None = None) -> Any:
+    """diffusers' scheduler for ``many_steps``; raises UsageError for a number of steps that it cannot take."""
+    import diffusers
+
+    kind = SAMPLERS[sampler] if sampler else model.scheduler_config.get("_class_name", "DDPMScheduler")
+    count, why = len(model.schedule), None
+    try:
+        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False)
+        scheduler.set_timesteps(steps)
+        at = scheduler.timesteps
+        if steps > count:
+            why = f"the model has {count} timesteps"
+        elif at.max() >= count:
+            why = "it would begin after the last timestep"
+        elif at.min() < 0:
+            why = "it would go beyond the first timestep"
+        elif len(at) == steps > len(at.unique()):  # Heun and PNDM come back to a timestep within a step, on purpose
+            why = "two of them would be at one timestep"
+    except Exception as error:  # each scheduler raises its own types for what it cannot take
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if why:
+        raise UsageError(f"{kind} cannot draw in {steps} steps: {why}; give another --steps, or another --sampler")
+    return scheduler
+
+
 def many_steps(
     model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
 ) -> Tensor:
@@ -50,7 +75,7 @@ def many_steps(
     Args:
         sampler: a key of ``SAMPLERS``; None uses the model's own scheduler.
     """
-    pipeline = model.pipeline(scheduler(model, sampler))
+    pipeline = model.pipeline(many_step_scheduler(model, steps, sampler))
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
         prompt=list(prompts),
@@ -62,43 +87,12 @@ def many_steps(
     return model.decode(latents)
 
 
-def scheduler(model: Model, sampler: str | None) -> Any:
-    """diffusers' scheduler for a key of ``SAMPLERS``, with the model's own settings; None: the model's own scheduler."""
-    import diffusers
-
-    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
-    return kind.from_config(model.scheduler_config, clip_sample=False)
-
-
-def check_steps(model: Model, steps: int, sampler: str | None) -> None:
-    """Raise UsageError when the sampler cannot take so many steps.
-
-    Its timesteps must be those that the network was trained for, and differ from each other where the sampler visits each once.
-    """
-    kind = scheduler(model, sampler)
-    most = kind.config.num_train_timesteps
-    try:
-        kind.set_timesteps(steps)
-        times = kind.timesteps.tolist()
-        possible = steps <= most and min(times) >= 0 and max(times) <= most - 1
-        if type(kind).__name__ in {*SAMPLERS.values()} - {SAMPLERS["pndm"]}:
-            possible &= len(set(times)) == len(times)
-    except (ValueError, IndexError):  # fewer than PNDM's warm-up takes, more than there are
-        possible = False
-    if not possible:
-        spacing = kind.config.get("timestep_spacing", "")
-        raise UsageError(
-            f"{type(kind).__name__} cannot take {steps:,} steps of {most:,} timesteps{spacing and f' ({spacing} spacing)'}; give "
-            "another --steps or --sampler"
-        )
-
-
 def check_sampling(
     model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
 ) -> tuple[int, float]:
     """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 
-    Raises UsageError when an option does not fit the model, for an unknown sampler, and for steps that it cannot take.
+    Raises UsageError when an option does not fit the model, or for an unknown sampler or a number of steps it cannot take.
     """
     if model.student is not None:
         if len(model.student.get("timesteps", [0])) > 1:
@@ -118,7 +112,7 @@ def check_sampling(
             "give 1 or more"
         )
     steps = DEFAULT_STEPS if steps is None else steps
-    check_steps(model, steps, sampler)
+    many_step_scheduler(model, steps, sampler)
     return steps, DEFAULT_GUIDANCE if guidance is None else guidance
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ def fit_tokenizer(tokenizer: Any, encoder: Any, source: str) -> None:
         raise UsageError(
             f"the tokenizer of {source} gives up to {tokenizer.model_max_length} tokens, its text encoder takes {positions}"
         )
+
+
+def text_width(config: Mapping[str, Any]) -> int:
+    """The width of a CLIP text encoder's states by its ``config.json``, which may be that of the whole CLIP model."""
+    return (config.get("text_config") or config).get("hidden_size", 512)
 
 
 def tokens(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:

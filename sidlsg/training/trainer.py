@@ -93,7 +93,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest()
+        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"))
         if loaded is None:
             return False
         tensors, state, warnings = loaded
@@ -156,7 +156,7 @@ class Trainer:
             self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
         else:
             if self.processes.main:
-                if self.folder.metrics.is_file():
+                if self.folder.begun:
                     self.console.print(
                         f"[yellow]note:[/] there is no checkpoint in {escape(str(self.checkpoints.folder))}: the run that was "
                         "here before starts again from 0 images",
