@@ -6,15 +6,17 @@ hours: ``pytest -m nullgpu_full tests/test_nullgpu.py``.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nullgpu import build, matrix
+from nullgpu import build, matrix, small
 from nullgpu.matrix import STRATEGIES, Cell
 
+from sidlsg.planning.counting import count_compiled_pass
 from sidlsg.planning.gpus import get_gpu
 from sidlsg.planning.memory import OVERHEAD
 from sidlsg.settings import make_config, preset_names
@@ -56,6 +58,16 @@ def test_a_preset_runs_on_its_gpu_as_planned(preset: str, null_gpu: Path) -> Non
     cells = matrix.cells(found)
     check(cells)
     assert max(cell.allocated for cell in cells) + OVERHEAD <= get_gpu(make_config(preset, {}).gpu).memory
+
+
+def test_a_compiled_pass_keeps_what_is_counted(null_gpu: Path) -> None:
+    """A small network: torch's partitioner, asked on the CPU, against inductor's own buffers on the null GPU."""
+    samples = 4
+    shown = matrix.python(null_gpu, "a6000", "-m", "nullgpu.small", str(samples))
+    found = json.loads(shown.splitlines()[-1])
+    counted = count_compiled_pass(small.build, small.FAMILY, "trained", "bf16", "sdpa", False).kept.gib(samples)
+    assert found["kept"] == pytest.approx(counted, rel=WITHIN)
+    assert found["peak"] - found["kept"] < found["gradients"]  # no more than the gradients that it returns
 
 
 @pytest.mark.nullgpu_full

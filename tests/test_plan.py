@@ -15,7 +15,7 @@ from sidlsg.config import Config
 from sidlsg.errors import UsageError
 from sidlsg.planning import memory
 from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
-from sidlsg.planning.counting import count, count_decoding, count_pass, size
+from sidlsg.planning.counting import compiled_passes, count, count_decoding, count_pass, footprint, size
 from sidlsg.planning.footprint import Moment, Pass, footprints, way
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.planning.recognise import Recognised, recognise
@@ -218,6 +218,20 @@ def test_footprints_are_counts_of_the_published_architectures(name: str) -> None
     assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.05)
 
 
+@pytest.mark.nullgpu_full
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
+def test_all_passes_are_counted_again(name: str) -> None:
+    """Minutes: what the default run of the tests counts a part of, and the passes under ``torch.compile``."""
+    model, known = build_model(name, torch.device("meta")), footprints()[name]
+    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), model.family, model.vae).passes
+    found |= compiled_passes(name, ["bf16"], "sdpa")
+    assert found.keys() <= known.passes.keys()
+    for kind_of_run, kinds in found.items():
+        for kind, counted in kinds.items():
+            row = known.passes[kind_of_run][kind]
+            assert numbers(*moments(counted)) == pytest.approx(numbers(*moments(row)), abs=1e-3), (kind_of_run, kind)
+
+
 def test_the_emoji_teacher_is_counted_with_its_own_tokens() -> None:
     cost, known = (
         count(build_network("emoji", "meta"), family_of_architecture("emoji"), tokens=16),
@@ -356,6 +370,8 @@ def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:
             larger = replace(config, micro_batch=2 * largest, fake_micro_batch=2 * largest)
             assert memory.predict(larger, SD15).total + 1 > budget
     assert memory.make_fit(config, SD15, 8.0) is None
+    small = memory.make_fit(make_config("24gb", {}), SD15, get_gpu("4080").memory)
+    assert small == {"compile": False, "micro_batch": 1, "fake_micro_batch": 1}
 
 
 @pytest.mark.parametrize("key", gpus())
@@ -383,7 +399,7 @@ def test_sdxl_is_planned_for_every_gpu(key: str, run) -> None:
 def test_the_dry_run_shows_memory_time_and_what_would_make_it_fit(run) -> None:
     code, shown, _ = run("distill", "--preset", "h100-bf16", "--dry-run")
     assert code == 0
-    assert "48.6 GiB in the generator's update (estimate): weights 8.0" in shown
+    assert "49.8 GiB in the generator's update (estimate): weights 8.0" in shown
     assert "images/s" in shown
     assert "does not fit" not in shown
     code, shown, _ = run("distill", "--preset", "h100-bf16", "--gpu", "4090", "--dry-run")

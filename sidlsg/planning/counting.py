@@ -265,6 +265,8 @@ def count_compiled_pass(
 
     dtype = DTYPES["fp16" if precision == "fp16" else "fp32"]
     network = prepared(build, kind, precision, attention).to_empty(device="cpu")
+    if precision == "bf16":  # as in the presets; with this layout the partitioner keeps 3 % more
+        network.to(memory_format=torch.channels_last)
     if checkpointed:
         network.enable_gradient_checkpointing()
     x, t, c = example_inputs(network, family, SAMPLES[0], dtype)

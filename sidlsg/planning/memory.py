@@ -71,7 +71,7 @@ def fake_score_phase(config: Config, size: Footprint) -> Phase:
     kinds = _Passes(config, size)
     trained = kinds["trained"]
     moments = [*kinds.drawn.forward, *(_times(m, passes) for m in (*trained.forward, *trained.backward))]
-    moments += _endings(config, size)
+    moments += _endings(config, size, passes)
     return _phase("the fake score's update", _training(config, size), _fullest(moments, micro), micro)
 
 
@@ -80,7 +80,7 @@ def generator_phase(config: Config, size: Footprint) -> Phase:
     micro, (_, k2, k3, k4) = config.micro_batches[1], config.guidance
     kinds = _Passes(config, size)
     scores = [(kinds.teacher, network_passes(k4)), (kinds.frozen, network_passes(k2, k3))]
-    moments = [*_through(kinds["trained"], scores, config.two_stage, kinds.drawn), *_endings(config, size)]
+    moments = [*_through(kinds["trained"], scores, config.two_stage, kinds.drawn), *_endings(config, size, 1)]
     return _phase("the generator's update", _training(config, size), _fullest(moments, micro), micro)
 
 
@@ -204,13 +204,20 @@ def _training(config: Config, size: Footprint) -> dict[str, float]:
     return {**_resting(config, size), "gradients": size.copy(_bits(config)), "draws": draws}
 
 
-def _endings(config: Config, size: Footprint) -> Iterator[Moment]:
+def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
     """What needs memory when the activations are gone: the gradients that a compiled backward pass returns, all at once, before
     they are added to those that are there; the optimiser's denominators (and offloaded state) of a chunk, or for torch's own Adam
-    of all weights."""
+    of all weights. With checkpointing, generated code may compute a block again beside all those gradients: the order is its own.
+
+    Args:
+        passes: of the trained network, for each sample.
+    """
     full = size.copy(_bits(config))
     if config.compile:
-        yield Moment(0.0, full)
+        again = (
+            _Passes(replace(config, compile=False), size)["trained"].backward if config.gradient_checkpointing else ()
+        )
+        yield from (Moment(m.sample * passes, m.fixed + full) for m in again or (Moment(),))
     chunk = CHUNK * _bits(config) / 8 / GIB * (1 + config.offload_optimizer)
     yield Moment(0.0, chunk if config.lean_adam else full)
 
@@ -270,12 +277,14 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
 
 
 # In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.
+# Without compilation checkpointed passes need a copy of the gradients less.
 REMEDIES = (
     {"ema_device": "cpu"},
     {"half_teacher": True},
     {"offload_optimizer": True},
     {"two_stage": True},
     {"gradient_checkpointing": True},
+    {"compile": False},
 )
 
 

@@ -37,4 +37,5 @@ def environment(folder: Path, gpu: str, memory: float | None = None) -> dict[str
         "LD_PRELOAD": str(folder / LIBRARY),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
         "TRITON_LIBCUDA_PATH": str(folder),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # generated for a device that is not there
     }

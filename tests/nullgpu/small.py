@@ -21,11 +21,11 @@ FAMILY: Family = family_of_architecture("sd15")
 
 
 def build(dtype: torch.dtype, device: str = "meta") -> Any:
-    """Two of SD1.5's four levels, with one layer each."""
+    """The first of SD1.5's four levels, with one layer, and the middle."""
     config = architectures()["sd15"]["unet"] | {
-        "block_out_channels": [320, 640],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [320],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
         "layers_per_block": 1,
     }
     return build_part("diffusers.UNet2DConditionModel", config, device).to(dtype)
@@ -38,13 +38,15 @@ def main(samples: int) -> None:
         parameter.grad = torch.zeros_like(parameter)
     x, t, c = example_inputs(network, FAMILY, samples)
     network.compile(dynamic=False)
-    before = torch.cuda.memory_allocated()
-    with torch.autocast("cuda", torch.bfloat16):
-        out = FAMILY.predict(network, x, t, c)
-    kept = torch.cuda.memory_allocated() - before - out.nbytes
-    torch.cuda.reset_peak_memory_stats()
-    out.sum().backward()
-    peak = torch.cuda.max_memory_allocated() - before
+    for _ in range(2):  # the first time, cuBLAS takes its workspaces
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = FAMILY.predict(network, x, t, c)
+        kept = torch.cuda.memory_allocated() - before - out.nbytes
+        torch.cuda.reset_peak_memory_stats()
+        out.sum().backward()
+        peak = torch.cuda.max_memory_allocated() - before
+        del out
     gradients = sum(parameter.nbytes for parameter in network.parameters())
     print(json.dumps({"kept": kept / 2**30, "peak": peak / 2**30, "gradients": gradients / 2**30}))
 
