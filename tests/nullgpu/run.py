@@ -50,9 +50,8 @@ class Peaks:
 
     def _note(self, what: bytes, size: int) -> None:
         ours = [frame for frame in traceback.extract_stack() if "/sidlsg/" in frame.filename][-1:]
-        self.waits.update(
-            f"{Path(frame.filename).name}:{frame.lineno} {frame.line} ({what.decode()})" for frame in ours
-        )
+        lines = [f"{Path(frame.filename).name}:{frame.lineno} {frame.line}" for frame in ours] or ["not from Python"]
+        self.waits.update(f"{line} ({what.decode()})" for line in lines)
 
     @contextmanager
     def phase(self, name: str, watch: bool = False) -> Iterator[None]:
