@@ -162,13 +162,13 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
         engine.compile()
     for strategy, peaks in found.items():
         config = take(engine, make_config(preset, settings | {"strategy": strategy}))
-        for _ in range(2):
+        for watch in (False, True):  # the first time, compilation and caches wait
             with peaks.phase("draws"):
                 psi, theta = (engine.draw(update, 0, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
             fake, micro = config.micro_batches
-            with peaks.phase("fake score", watch=True):
+            with peaks.phase("fake score", watch):
                 update_fake_score(engine.nets, engine.psi, first_rounds(psi, rounds), fake)
-            with peaks.phase("generator", watch=True):
+            with peaks.phase("generator", watch):
                 update_generator(engine.nets, engine.theta, first_rounds(theta, rounds), micro)
             with peaks.phase("average"):
                 if engine.ema:
