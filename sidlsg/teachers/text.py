@@ -65,5 +65,9 @@ def penultimate_states(tokenizer: Any, encoder: nn.Module, prompts: Sequence[str
     """Every token's hidden state after the last layer but one, [B, L, D], and the encoder's first output, which is the pooled
     embedding [B, P] if the encoder has a projection; both float32 (SDXL)."""
     ids = tokens(tokenizer, prompts, next(encoder.parameters()).device)
-    found = [encoder(part, output_hidden_states=True) for part in ids.split(BATCH)]
-    return torch.cat([out.hidden_states[-2].float() for out in found]), torch.cat([out[0].float() for out in found])
+    states, pooled = [], []
+    for part in ids.split(BATCH):
+        out = encoder(part, output_hidden_states=True)  # all layers' states, which must not outlive the part
+        states.append(out.hidden_states[-2].float())
+        pooled.append(out[0].float())
+    return torch.cat(states), torch.cat(pooled)

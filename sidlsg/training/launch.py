@@ -95,7 +95,9 @@ def prepare(
     notes = [note for note in (place.note, about_teacher(place, config)) if note]
     path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
     gpu = plan_gpu(config, dry_run)
-    found = recognise(place, may_count=gpu is not None)
+    found = recognise(place, config.attention if gpu is not None else None)
+    processes = launched.world if launched.by_torchrun or not dry_run else config.processes
+    planned = replace(config, processes=processes)
     return Job(
         config=config,
         preset=preset,
@@ -103,10 +105,10 @@ def prepare(
         teacher=place,
         prompts=None if to_download else PromptFile(path, column=config.caption_column),
         prompts_path=path,
-        processes=launched.world if launched.by_torchrun or not dry_run else config.processes,
+        processes=processes,
         gpu=gpu,
         footprint=found,
-        problem=None if gpu is None else misfit(config, found.footprint if found else None, gpu),
+        problem=None if gpu is None else misfit(planned, found.footprint if found else None, gpu),
         notes=tuple(notes),
     )
 
