@@ -265,7 +265,7 @@ def test_locate_refuses_other_names_and_says_what_would_do(name: str, message: s
 
 
 def test_a_file_is_not_a_model(file) -> None:
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is a file and not a folder"):
         locate(str(file(b"x")))
 
 

@@ -18,6 +18,8 @@ MAKES = {
     "h200": (90, 132),
 }
 
+TESTS = Path(__file__).resolve().parents[1]
+
 
 def environment(folder: Path, gpu: str, memory: float | None = None) -> dict[str, str]:
     """The environment in which Python sees a null GPU.
@@ -29,11 +31,16 @@ def environment(folder: Path, gpu: str, memory: float | None = None) -> dict[str
     """
     row, (capability, multiprocessors) = get_gpu(gpu), MAKES[gpu]
     paths = [str(folder), *os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)]
+    modules = [
+        str(TESTS),
+        *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+    ]  # to run nullgpu from any working directory
     return os.environ | {
         "NULLGPU_NAME": f"null {row.name}",
         "NULLGPU_GIB": str(memory or row.memory),
         "NULLGPU_SM": str(capability),
         "NULLGPU_SMS": str(multiprocessors),
+        "PYTHONPATH": os.pathsep.join(filter(None, modules)),
         "LD_PRELOAD": str(folder / LIBRARY),
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
         "TRITON_LIBCUDA_PATH": str(folder),
