@@ -381,6 +381,20 @@ def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(unbroken, 
     assert Config(drop_when="always", kappa=(1, 1, 1, 3)).drops_prompts is True
 
 
+def test_offloaded_state_has_arrived_before_it_is_checked_and_saved(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copies from a GPU are asynchronous: read too early, they would be judged, and saved, as they were."""
+    _, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waited"))
+    monkeypatch.setattr(subject.engine, "finite", lambda: bool(done.append("checked") or True))
+    subject.device = torch.device("cuda")
+    subject.save()
+    assert done == ["waited", "checked"]
+
+
 def test_preflight_refuses_networks_that_are_not_copies(unbroken, tiny_teacher, tmp_path) -> None:
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)

@@ -72,14 +72,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when it is not finite."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
         if not self.engine.finite():
             raise SidlsgError(
                 f"the weights are no longer finite at {self.images_seen:,} images, and are not saved. Start again with a smaller "
                 f"--lr, or --precision fp32 or bf16, in another --out. {self.kept()}"
             )
         if self.processes.main:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
             facts = {
                 "adam_steps": self.engine.adam_steps,
                 "precision": self.config.precision,
