@@ -424,7 +424,10 @@ def test_several_runs_are_compared(run, tmp_path: Path) -> None:
     page = Path("both.html").read_text(encoding="utf-8")
     assert "The smallest fd is that of b: 90 after 640 images; it also has the highest CLIP score there, 0.555." in page
     assert re.search(r"<code>kappa</code></th><td>2</td><td>3</td>", page)
-    differ = [make_run(tmp_path / "c", eval_images=512), second]
+    assert "(that of c is so close that another seed" in build(
+        [read_run(second), read_run(make_run(tmp_path / "c", [800, 98]))]
+    )
+    differ = [make_run(tmp_path / "d", eval_images=512), second]
     assert "cannot be compared" in build([read_run(path) for path in differ])
 
 
@@ -512,6 +515,14 @@ def test_live_answers_this_machine_only(live) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             get(address + path, **headers)
         assert refused.value.code == code
+
+
+def test_live_says_in_a_line_that_a_run_is_gone(live) -> None:
+    folder, address, warnings = live
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="closed connection"):
+        get(address)
+    assert warnings == [f"{folder} is no run folder: it has no config.yaml"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process on Windows")

@@ -95,7 +95,8 @@ def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) 
         known, field = references(scored[0]), key or scored[0].distance
         if span := known.span(field):
             labels = [label for label, row in known.teacher if number(row.get(field)) is not None]
-            ends = f", {labels[0]} to {labels[-1].removeprefix('CFG ')}" if len(labels) > 1 else ""
+            ends = f", {labels[0]}" if labels[0].startswith("CFG") else ""
+            ends += f" to {labels[-1].removeprefix('CFG ')}" if len(labels) > 1 else ""
             held.append(Reference(f"teacher, {known.teacher_what}{ends}", *span))
         if len(known.students) == 1 and (value := number(known.students[0][1].get(field))) is not None:
             held.append(Reference(known.students[0][0], value, value))
@@ -200,12 +201,13 @@ def _fake_loss(runs: list[Run]) -> Plot:
     for i, run in enumerate(runs):
         name = "ψ" if len(runs) == 1 else f"{run.name}, ψ"
         series += _series(run, "loss_fake", name, i, run.metrics)
-        series += _series(run, "loss_reference", name.replace("ψ", "teacher"), i, run.metrics, dashed=True)
+        grey = None if len(runs) == 1 else i
+        series += _series(run, "loss_reference", name.replace("ψ", "teacher"), grey, run.metrics, dashed=True)
     if not any(line.dashed for line in series):
         return Plot(
             "loss-fake", "Loss of ψ", "squared noise", "Alone it says little about the pictures.", series, y_log=True
         )
-    how = "ψ learns the student's pictures, the teacher knows its own: the nearer the two losses, the more alike both are."
+    how = "ψ learns the student's pictures, the teacher knows its own: the nearer their losses, the more alike the pictures."
     return Plot("loss-fake", "Loss of ψ beside the teacher's", "squared noise", how, series, y_log=True)
 
 

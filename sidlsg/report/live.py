@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from sidlsg.errors import UsageError
 from sidlsg.files import write_text
@@ -90,8 +92,15 @@ def server(live: Live, port: int) -> ThreadingHTTPServer:
         def log_message(self, format: str, *values: object) -> None:
             """Nothing: requests are no news."""
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A line instead of a traceback; a browser that goes away is no error."""
+            error = sys.exc_info()[1]
+            if not isinstance(error, ConnectionError):
+                live.warn(str(error))
+
     try:
-        serving = ThreadingHTTPServer((HOST, port), Handler)
+        serving = Server((HOST, port), Handler)
     except OSError as error:
         raise UsageError(f"--port {port}: {error.strerror}; give another, or none for a free one") from None
     return serving

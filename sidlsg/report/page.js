@@ -116,7 +116,7 @@ function live() {
       }
       status.textContent = "Live: follows the run.";
     } catch {
-      status.textContent = "The server has ended; this page no longer follows the run.";
+      status.textContent = "No answer from sidlsg report: this is the run as it was last.";
     }
     setTimeout(poll, 1500);
   };

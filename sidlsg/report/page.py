@@ -26,6 +26,7 @@ from sidlsg.report.verdict import judge
 from sidlsg.version import __version__
 
 NAME = "report.html"
+CLOSE = 1.1  # of the smallest distance; a seed moves a short run's by about as much (docs/claims.md)
 TONE_WORDS = {"good": "in favour", "warn": "a warning", "bad": "against", "open": "unknown"}
 
 
@@ -106,6 +107,8 @@ def _where(runs: Sequence[Run]) -> str:
     parts = [run.name]
     if run.finished:
         parts.append("finished")
+    elif run.planned and run.images_seen >= run.planned:
+        parts.append("all images seen, the student is not written yet")
     elif run.planned:
         parts.append(f"unfinished: {count(run.images_seen)} of {count(run.planned)} images")
     return " · ".join(parts)
@@ -208,9 +211,12 @@ def _comparison(runs: Sequence[Run]) -> str:
         return "Fewer than two of these runs are scored, so the pictures have to be compared by eye."
     if not curves.comparable(list(runs)):
         return "The scores of these runs are of different protocols or numbers of pictures, and cannot be compared."
-    run, best = min(scored, key=lambda item: float(item[1][item[0].distance]))
+    scored.sort(key=lambda item: float(item[1][item[0].distance]))
+    run, best = scored[0]
     name = run.protocol.distance if run.protocol else run.distance
     text = f"The smallest {name} is that of {run.name}: {short(best[run.distance])} after {count(best['images_seen'])} images"
+    if float(scored[1][1][scored[1][0].distance]) < CLOSE * float(best[run.distance]):
+        text += f" (that of {scored[1][0].name} is so close that another seed could turn them around)"
     clips = [(other, value) for other, line in scored if (value := number(line.get("clip"))) is not None]
     if not clips:
         return text + "."

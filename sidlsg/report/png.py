@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidlsg.report.numbers import tick
 from sidlsg.report.plot import Plot
+from sidlsg.report.plot import axes as scales
 
 # The colours of page.css in its light theme.
 COLOURS = ("#1f5f9e", "#a8480f", "#1c7050", "#7a4796", "#8a5a00", "#a33466")
@@ -15,7 +17,7 @@ def save(plot: Plot, path: Path) -> None:
     """Write the plot, under a temporary name first."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.9), layout="constrained")
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
     for held in plot.references:
         if held.high > held.low:
@@ -39,10 +41,14 @@ def save(plot: Plot, path: Path) -> None:
         axes.set_yscale("log")
     elif plot.from_zero:
         axes.set_ylim(bottom=0)
+    if found := scales(plot):  # the page's ticks
+        for axis, scale in ((axes.xaxis, found[0]), (axes.yaxis, found[1])):
+            axis.set_ticks(scale.ticks(), [tick(value) for value in scale.ticks()])
+        axes.minorticks_off()
     axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.unit)
     axes.grid(True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, dpi=150)
     temporary.replace(path)
