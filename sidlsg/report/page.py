@@ -139,7 +139,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     strategy = run.config.strategy_name if run.config else str(run.settings.get("strategy", "–"))
     if run.config:
         kappas = list(dict.fromkeys(run.config.guidance))
-        kappa = f"κ = {kappas[0]:g}" if len(kappas) == 1 else str(run.config.guidance)
+        kappa = f"κ = {kappas[0]:g}" if len(kappas) == 1 else "κ " + ", ".join(f"{k:g}" for k in run.config.guidance)
     else:
         kappa = f"κ = {_value(run.settings.get('kappa'))}"
     planned = f"of {count(run.planned)} planned" if run.planned else ""
