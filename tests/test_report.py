@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import os
@@ -368,7 +370,12 @@ def test_grids_are_thinned_and_scaled_to_the_budget(tmp_path: Path, monkeypatch:
 
 
 def test_small_grids_are_kept_to_the_pixel(tmp_path: Path) -> None:
-    (found,) = pictures.load_grids([read_run(make_run(tmp_path / "run"))])
+    folder = make_run(tmp_path / "run")
+    first = Image.effect_noise((40, 40), 90).convert("RGB")
+    first.save(folder / "samples" / "000000000000.png")
+    (found,) = pictures.load_grids([read_run(folder)])
+    embedded = base64.b64decode(found.pictures[0].uri.partition(",")[2])
+    assert Image.open(io.BytesIO(embedded)).convert("RGB").tobytes() == first.tobytes()
     assert [picture.seen for picture in found.pictures] == [0, 640, 1280]
     assert (found.note, found.prompts, found.pictures[0].sharp) == ("", ("red heart", "cat face"), True)
 
