@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
@@ -235,3 +238,45 @@ def one_line(err: str, *parts: str) -> None:
     assert "unexpected" not in err
     missing = [part for part in parts if part not in err]
     assert not missing, (missing, err)
+
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; without one, tests that need it are skipped."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    why = "" if found else f"no browser: none of {', '.join(BROWSERS)} is installed"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        why = "no playwright: pip install playwright"
+    if why:
+        pytest.skip(why)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """``page(file or address, width, theme)`` opens it; the test fails on any error or message in the console."""
+    said: list[str] = []
+    contexts = []
+
+    def open_page(address: str | Path, width: int = 1280, theme: str = "light", **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options)
+        contexts.append(context)
+        opened = context.new_page()
+        opened.on("console", lambda message: said.append(message.text))
+        opened.on("pageerror", lambda error: said.append(str(error)))
+        opened.on("requestfailed", lambda failed: said.append(failed.url))
+        opened.goto(address.as_uri() if isinstance(address, Path) else address)
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []

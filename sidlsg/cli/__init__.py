@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sidlsg.cli import bench, distill, eval, models, presets, sample
+from sidlsg.cli import bench, distill, eval, models, presets, report, sample
 from sidlsg.errors import SidlsgError
 from sidlsg.version import __version__
 
@@ -28,6 +28,7 @@ app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 app.add_typer(presets.app, name="presets")
 app.command("models")(models.models)
 

@@ -1,0 +1,135 @@
+"""A plot as data: what ``svg`` draws into the page and ``png`` into files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+POINTS = 300  # of a series; more are averaged
+SPAN = 1e-12  # of the largest value; smaller ones are at the lower end of a logarithmic axis
+TINY = 1e-60  # what is smaller is no span
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line through points of increasing x, with gaps where y is None; or, in a scatter plot, marked points with labels.
+
+    ``colour`` numbers the palette; None is the grey of what is not a run.
+    """
+
+    name: str
+    x: list[float]
+    y: list[float | None]
+    colour: int | None = 0
+    dashed: bool = False
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value, or a range of values, to hold the series against."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """``key`` names files and page anchors; ``how`` says in a sentence how to read the plot."""
+
+    key: str
+    title: str
+    unit: str
+    how: str
+    series: list[Series]
+    references: list[Reference] = field(default_factory=list)
+    x_label: str = "images seen"
+    x_log: bool = False  # zero has a place of its own, left of the smallest other value
+    y_log: bool = False
+    from_zero: bool = False
+    scatter: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to [0, 1]. With ``log`` and values at zero, zero is at 0 and the smallest positive value at ``FIRST``."""
+
+    low: float
+    high: float
+    log: bool = False
+    zero: bool = False
+
+    FIRST = 0.09
+
+    @classmethod
+    def over(cls, values: list[float], log: bool = False, from_zero: bool = False, tight: bool = False) -> Axis:
+        """An axis that shows all the values; ``tight``: without room beyond them."""
+        low, high = min(values), max(values)
+        if log and low >= 0 and high > TINY:
+            positive = max(min(value for value in values if value > 0), high * SPAN)
+            zero = tight and low == 0
+            room = 1.0 if tight and high > positive else max(1.05, (high / positive) ** 0.06)
+            return cls(positive if zero else positive / room, high * room, True, zero)
+        if from_zero:
+            low = min(low, 0.0)
+        room = 0.0 if tight else 0.07 * (high - low)
+        if high - low < max(TINY, 1e-9 * max(abs(low), abs(high))):  # all alike
+            room = 0.05 * abs(high) if abs(high) > TINY else 1.0
+        return cls(low if from_zero and low == 0 else low - room, high + room)
+
+    def at(self, value: float) -> float:
+        if not self.log:
+            return (value - self.low) / (self.high - self.low)
+        first = self.FIRST if self.zero else 0.0
+        if value < self.low:
+            return 0.0
+        return first + (1 - first) * math.log(value / self.low) / math.log(self.high / self.low)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Round values on the axis."""
+        if self.log:
+            found = _log_ticks(self.low, self.high, most)
+            return ([0.0] if self.zero else []) + found
+        raw = (self.high - self.low) / most
+        size = 10.0 ** math.floor(math.log10(raw))
+        step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
+        start = math.ceil(self.low / step - 1e-9)
+        return [float(f"{i * step:.9g}") for i in range(start, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Values 1, 2, 5 x 10^n, or as coarse or fine as gives a few."""
+    found: list[float] = []
+    for digits, every in (((1,), 3), ((1,), 2), ((1,), 1), ((1, 3), 1), ((1, 2, 5), 1), ((1, 1.5, 2, 3, 5, 7), 1)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        values = [d * 10.0**n for n in decades if n % every == 0 for d in digits]
+        inside = [value for value in values if low * 0.999 <= value <= high * 1.001]
+        if len(inside) > most:
+            break
+        found = inside
+    return found if len(found) >= 2 else Axis(low, high).ticks(most)
+
+
+def axes(plot: Plot) -> tuple[Axis, Axis] | None:
+    """The axes of a plot; None when there is nothing to show."""
+    points = [(x, y) for series in plot.series for x, y in zip(series.x, series.y, strict=True) if y is not None]
+    if not points:
+        return None
+    limits = [value for reference in plot.references for value in (reference.low, reference.high)]
+    x = Axis.over([x for x, _ in points], plot.x_log, tight=not plot.scatter)
+    y = Axis.over([y for _, y in points] + limits, plot.y_log, plot.from_zero)
+    return x, y
+
+
+def thin(x: list[int], y: list[float | None]) -> tuple[list[float], list[float | None]]:
+    """At most ``POINTS`` points: means of equally many neighbours, at the last one's x."""
+    size = -(-len(x) // POINTS) or 1
+    if size == 1:
+        return [float(value) for value in x], list(y)
+    places, means = [], []
+    for first in range(0, len(x), size):
+        values = [value for value in y[first : first + size] if value is not None]
+        places.append(float(x[min(first + size, len(x)) - 1]))
+        means.append(sum(values) / len(values) if values else None)
+    return places, means

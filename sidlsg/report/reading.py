@@ -1,0 +1,227 @@
+"""What a run folder holds, read so that a run under way, an older one or a damaged one is shown as far as it goes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidlsg.config import FIELDS, Config
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.evaluation.protocol import Protocol, protocols
+from sidlsg.runs.folder import RunFolder
+from sidlsg.settings import make_config, preset_names
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. ``problems`` names what could not be read, one sentence each."""
+
+    path: Path
+    name: str
+    settings: dict[str, Any]  # config.yaml as it is
+    config: Config | None  # the same, when this version knows every setting
+    metrics: list[Line]
+    scores: list[Line]  # of one protocol, that of the newest line
+    grids: list[tuple[int, Path]]  # images seen, file
+    teacher_grid: Path | None
+    note: dict[str, Any]  # student/sidlsg.json; {} without a student
+    state: dict[str, Any]  # state.json of the newest checkpoint, or {}
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def images_seen(self) -> int:
+        """Images seen as far as anything in the folder says."""
+        places = [line["images_seen"] for line in self.metrics[-1:] + self.scores[-1:]]
+        places += [seen for seen, _ in self.grids[-1:]]
+        places += [int(facts["images_seen"]) for facts in (self.note, self.state) if number(facts.get("images_seen"))]
+        return max(places, default=0)
+
+    @property
+    def planned(self) -> int | None:
+        images = number(self.settings.get("images"))
+        return None if images is None else int(images)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the student of the last planned image is written."""
+        seen = number(self.note.get("images_seen"))
+        return seen is not None and self.planned is not None and seen >= self.planned
+
+    @property
+    def protocol(self) -> Protocol | None:
+        return protocols().get(str(self.scores[-1].get("protocol"))) if self.scores else None
+
+    @property
+    def distance(self) -> str:
+        """Key of the Fréchet distance in ``scores``: "fid" or "fd"."""
+        if self.protocol:
+            return self.protocol.distance.lower()
+        return "fid" if self.scores and "fid" in self.scores[-1] else "fd"
+
+    @property
+    def latent_std(self) -> tuple[float, float] | None:
+        """The band of the latents' standard deviation, if the settings have one."""
+        band = self.settings.get("latent_std")
+        limits = [number(value) for value in band] if isinstance(band, list) else []
+        return (limits[0], limits[1]) if len(limits) == 2 and limits[0] is not None and limits[1] is not None else None
+
+    def column(self, key: str, lines: list[Line] | None = None) -> tuple[list[int], list[float | None]]:
+        """(images seen, values) of a field of ``metrics``, or of other lines; empty when no line has it."""
+        found = self.metrics if lines is None else lines
+        values = [number(line.get(key)) for line in found]
+        if all(value is None for value in values):
+            return [], []
+        return [line["images_seen"] for line in found], values
+
+    def best(self) -> Line | None:
+        """The scores with the smallest distance after image 0, or None."""
+        lines = [
+            line for line in self.scores if line["images_seen"] > 0 and number(line.get(self.distance)) is not None
+        ]
+        return min(lines, key=lambda line: float(line[self.distance]), default=None)
+
+    def seconds(self) -> float | None:
+        """Time of the training by the speeds in ``metrics``: with grids and checkpoints, without scoring."""
+        total, before = 0.0, 0
+        for line in self.metrics:
+            rate = number(line.get("images_per_second"))
+            if rate is None or rate <= 0:
+                return None
+            total += (line["images_seen"] - before) / rate
+            before = line["images_seen"]
+        return total or None
+
+
+def number(value: object) -> float | None:
+    """A number as a float; None for anything else, and for what no measurement gives (NaN, 1e100 and beyond)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e100 else None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder. Raises UsageError when ``path`` is none (it has no ``config.yaml``)."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UsageError(f"{path} is no run folder: it has no config.yaml")
+    problems: list[str] = []
+    settings, config = _settings(folder, problems)
+    scores = _lines(folder.scores, problems)
+    if scores:
+        newest = scores[-1].get("protocol")
+        others = sorted({str(line.get("protocol")) for line in scores} - {str(newest)})
+        if others:
+            problems.append(f"{folder.scores}: scores of another protocol ({', '.join(others)}) are left out")
+        scores = [line for line in scores if line.get("protocol") == newest]
+    states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
+    teacher = folder.samples / "teacher.png"
+    return Run(
+        path=path,
+        name=path.resolve().name,
+        settings=settings,
+        config=config,
+        metrics=_lines(folder.metrics, problems),
+        scores=scores,
+        grids=sorted((int(p.stem), p) for p in folder.samples.glob("*.png") if p.stem.isascii() and p.stem.isdigit()),
+        teacher_grid=teacher if teacher.is_file() else None,
+        note=_object(folder.student / "sidlsg.json", problems),
+        state=_object(states[-1], problems) if states else {},
+        problems=problems,
+    )
+
+
+def _settings(folder: RunFolder, problems: list[str]) -> tuple[dict[str, Any], Config | None]:
+    """The settings as they are written, and as a configuration if they are one of this version."""
+    try:
+        config = folder.load_config()
+        return config.as_dict(), config
+    except SidlsgError as error:
+        problems.append(f"not a configuration of this version: {error}")
+    try:
+        raw = yaml.safe_load(folder.config.read_text(encoding="utf-8", errors="replace"))
+    except Exception:  # whatever PyYAML raises was named above
+        raw = None
+    return ({str(k): v for k, v in raw.items()} if isinstance(raw, dict) else {}), None
+
+
+def _lines(path: Path, problems: list[str]) -> list[Line]:
+    """The lines of a ``metrics.jsonl`` or ``scores.jsonl`` in the order of images seen, the last one of each number.
+
+    A damaged line is left out and named; a last line without its end is a write in progress and left out in silence.
+    """
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        problems.append(f"{path} cannot be read: {error.strerror}")
+        return []
+    found: dict[int, Line] = {}
+    damaged = []
+    rows = text.split("\n")
+    for place, row in enumerate(rows, start=1):
+        line = _parse(row)
+        seen = number(line.get("images_seen")) if line else None
+        if line and seen is not None and seen >= 0:
+            found[int(seen)] = line | {"images_seen": int(seen)}
+        elif row.strip() and place < len(rows):
+            damaged.append(str(place))
+    if damaged:
+        some = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        problems.append(f"{path}: damaged and left out: line{'s' if len(damaged) > 1 else ''} {some}")
+    return [found[seen] for seen in sorted(found)]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _object(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A JSON object; {} when there is no such file, or, named, when it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        value = None
+    if value is None:
+        problems.append(f"{path} is damaged and left out")
+    return value or {}
+
+
+def differing(runs: list[Run]) -> list[tuple[str, list[Any]]]:
+    """The settings in which runs differ: (name, the value in each run; None where a run has no such setting)."""
+    names = [name for name in FIELDS if any(name in run.settings for run in runs)]
+    names += sorted({name for run in runs for name in run.settings} - set(FIELDS))
+    rows = [(name, [run.settings.get(name) for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+@functools.cache
+def _presets() -> dict[str, dict[str, Any]]:
+    return {name: make_config(name, {}).as_dict() for name in preset_names()}
+
+
+def closest_preset(config: Config) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """The preset that the fewest settings differ from, and those: (name, value here, value in the preset).
+
+    A run folder does not say which preset it was started with.
+    """
+    here = config.as_dict()
+    differ = {
+        name: [(key, here[key], preset[key]) for key in here if here[key] != preset[key]]
+        for name, preset in _presets().items()
+    }
+    name = min(differ, key=lambda preset: len(differ[preset]))
+    return name, differ[name]
