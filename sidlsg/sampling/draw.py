@@ -11,7 +11,7 @@ from torch import Tensor
 from sidlsg.errors import SidlsgError, UsageError, nearest
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
-from sidlsg.teachers.family import Model
+from sidlsg.teachers.family import Description, Model
 
 
 def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -65,7 +65,7 @@ def many_steps(
 
 
 def check_sampling(
-    model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
+    model: Model | Description, steps: int | None, guidance: float | None, sampler: str | None = None
 ) -> tuple[int, float]:
     """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 
