@@ -89,6 +89,8 @@ def test_a_table_of_one_column_is_read_back(tmp_path_factory, texts: list[str]) 
         ("a.csv", "id,caption\n1,a cat\n2,a dog\n", "caption"),
         ("drawbench.csv", "Prompts,Category\na cat,Animals\na dog,Animals\n", "Prompts"),
         ("parti.tsv", "Prompt\tCategory\na cat\tAnimals\na dog\tAnimals\n", "Prompt"),
+        ("tabs.tsv", "caption\ttags, all of them, sorted\na cat\tx\na dog\ty\n", "caption"),
+        ("together.jsonl", '\ufeff{"text": "a cat"}\n\ufeff{"text": "a dog"}\n', "text"),
         ("pandas.csv", ",text\n0,a cat\n1,a dog\n", "text"),
         ("excel.csv", "\ufeffid;prompt\r\n1;a cat\r\n2;a dog\r\n", "prompt"),
         (
@@ -175,6 +177,7 @@ def test_the_hash_is_of_the_file_and_the_column(file) -> None:
         ('{"text": "a cat"}\n{"text": ["a dog"]}\n', None, r'line 2: "text" holds \[\'a dog\'\]'),
         ('{"text": "a cat"}\n["a dog"]\n', None, "line 2: not a JSON object"),
         ('{"text": "a cat"}\n{"text": "a d\n', None, "line 2: not a JSON object"),
+        ('{"text": "a cat"}\n' + '{"text":' * 100_000, None, "line 2: not a JSON object"),
         ('{"text": "\\ud83d"}\n', None, "line 1: .*half a surrogate"),
         ('{"text": "a\\u0000b"}\n', None, "line 1: .*NUL"),
         ('{"annotations": [{"caption": "a cat"}], "info": {}}', None, "--caption-column .*: annotations, info"),
