@@ -82,15 +82,21 @@ def sample(
         steps, guidance, sampler: of a teacher (default 25, 3, its own); a one-step student takes none of them.
         batch: pictures drawn at once.
         precision: fp32, bf16 or fp16; None is fp16 on a GPU, else fp32.
+
+    Raises UsageError for options that do not fit the model, and for a prompt that is not valid Unicode.
     """
     from sidlsg.devices import DTYPES, pick_device, pick_precision
+    from sidlsg.errors import UsageError
     from sidlsg.runs.opening import open_model
     from sidlsg.sampling.draw import check_sampling, draw
 
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"the prompt {text!a} is not valid Unicode; write it in UTF-8")
     where = pick_device(device)
     net = open_model(str(model), where, DTYPES[pick_precision(precision, where)])
     check_sampling(net, steps, guidance, sampler)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     jobs = [(text, seed) for text in texts for seed in seeds]
     images = draw(
         net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance, sampler=sampler

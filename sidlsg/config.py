@@ -116,7 +116,8 @@ class Config:
     """
 
     teacher: str = "emoji"  # alias, hub id or folder
-    prompts: str = "emoji"  # alias or text file, one prompt a line
+    prompts: str = "emoji"  # alias, text file with one prompt a line, or table
+    caption_column: str | None = None  # of a table that holds the prompts; None: the only one with a usual name
     strategy: str = "lsg"  # long, short, lsg-simple, lsg (Sec. 2.3)
     kappa: Numbers | None = None  # one number, or k1, k2, k3, k4; None: the strategy's default
     alpha: Annotated[Number, AfterValidator(_finite)] = 1.0  # Eq. 8's general form; 1 is the paper's

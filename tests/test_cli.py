@@ -36,7 +36,7 @@ def short(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> list[str | P
         (["--prompts", "none.txt"], ["none.txt does not exist", "one prompt a line"]),
         (["--prompts", "empty.txt"], ["empty.txt holds no prompts", "one prompt a line"]),
         (["--prompts", "latin1.txt"], ["latin1.txt, line 2", "UTF-8", "iconv"]),
-        (["--prompts", "."], ["cannot be read"]),
+        (["--prompts", "."], ["is a folder"]),
         (["--prompts", "aesthetic"], ['did you mean "aesthetics6plus"']),
         (["--teacher", "sd51"], ['unknown model "sd51"', 'did you mean "sd15"']),
         (["--teacher", "/no/folder"], ["/no/folder is not a folder", "hub id"]),

@@ -130,9 +130,14 @@ def write_bench(
     measured = [row for row in rows if not row["error"]]
     repeats = len(measured[0]["seconds"]) if measured else 0
     gemms = [row["gemm_tflops"] for row in measured] or [0.0]
+    images, longest = rows[0]["images"], rows[0]["measured_images"]
+    composed = (
+        f" Their time is composed of that of {longest} images and that of fewer: what is done once an iteration, and what is "
+        f"done for each image. Draws of the {images - longest} images more are counted into the GiB."
+    )
     notes = [
-        f"`{command}`: whole iterations of {rows[0]['images']} images, the first not measured, median of {repeats}; spread is "
-        "half of largest - smallest. Operations are Algorithm 1's, none counted twice.",
+        f"`{command}`: whole iterations of {images} images, the first not measured, median of {repeats}; spread is "
+        "half of largest - smallest. Operations are Algorithm 1's, none counted twice." + composed * (longest < images),
         "GiB: peak allocated by PyTorch." if "memory_gib" in facts else "GiB: peak resident size of the process.",
         "Of GEMM: as a share of a large matrix product measured between the iterations, "
         f"{min(gemms):.3g} to {max(gemms):.3g} TFLOP/s.",

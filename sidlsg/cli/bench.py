@@ -22,7 +22,9 @@ def bench(
         list[str] | None, typer.Option(help="Repeatable; default: the newest that is made for this device.")
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images a measurement (rounded to micro-batches).")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of a measured iteration. Default: two micro-batches.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting of a preset: NAME=VALUE.")
@@ -35,8 +37,9 @@ def bench(
 ) -> None:
     """Measure distillation: peak memory, seconds per 1k images, images/s and MFU, for each strategy, precision and preset.
 
-    Weights are random at the published shapes, so nothing is downloaded. One warm-up iteration is not measured; the median of
-    the others is shown, with their spread. Rows of the paper's Table 4 stand beside ours; they are of 8 GPUs, ours of one.
+    Weights are random at the published shapes, so nothing is downloaded. Iterations of two lengths are measured, of which the
+    time for the preset's batch is composed; one warm-up iteration is not measured, and the median of the others is shown, with
+    their spread. Rows of the paper's Table 4 stand beside ours; they are of 8 GPUs, ours of one.
 
     Examples: `sidlsg bench` · `sidlsg bench --preset h100-bf16 --preset h100-fp16 --out bench-h100` ·
     `sidlsg bench --strategy lsg --baseline`

@@ -17,7 +17,10 @@ def distill(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias (`sidlsg models`), hub id or diffusers folder.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Text file, one prompt a line, or an alias (aesthetics6plus).")
+        str | None, typer.Option(help="Text file, one prompt a line, a table, or an alias (aesthetics6plus).")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
     ] = None,
     strategy: Annotated[str | None, typer.Option(help="long, short, lsg-simple or lsg.")] = None,
     kappa: Annotated[
@@ -74,6 +77,7 @@ def distill(
     options = {
         "teacher": teacher,
         "prompts": prompts,
+        "caption_column": caption_column,
         "strategy": strategy,
         "kappa": None if kappa is None else parse_kappa(kappa),
         "images": images,

@@ -25,17 +25,24 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Score this folder of pictures, made by anything.")] = None,
     reference: Annotated[Path | None, typer.Option(help=REFERENCE_HELP)] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Caption file; line i belongs to picture i (or a folder, with --hpsv2).")
+        Path | None, typer.Option(help="Caption file; line or row i belongs to picture i (a folder with --hpsv2).")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the captions.")
+    ] = None,
+    file_column: Annotated[
+        str | None,
+        typer.Option(help="Column with the file names of the pictures in --images that the captions belong to."),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="gigagan, sid-lsg or embedded.")] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N captions; not comparable with tables.")
+        int | None, typer.Option(help="Only the first N captions (of each style); not comparable with tables.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler of a teacher: ddim, dpm++, unipc, ...")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures made at once; does not change them.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures at once; does not change scores.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the generator: fp32, bf16 or fp16.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     inception: Annotated[Path | None, typer.Option(help=INCEPTION_HELP)] = None,
@@ -77,6 +84,8 @@ def evaluate(
         hpsv2=hpsv2,
         reference=reference,
         prompts=prompts,
+        caption_column=caption_column,
+        file_column=file_column,
         protocol=protocol,
         only=parse_only(only),
         limit=limit,

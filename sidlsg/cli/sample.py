@@ -16,7 +16,10 @@ MOST = 1_000_000  # seeds a prompt
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Argument(help="One or several prompts.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line, or a table.")] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
+    ] = None,
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, max=MOST, help="Pictures a prompt, with consecutive seeds.")
     ] = 1,
@@ -69,7 +72,12 @@ def sample(
 
     texts = list(prompt or [])
     if prompts is not None:
-        texts += list(PromptFile(prompts))
+        listed = PromptFile(prompts, column=caption_column)
+        texts += list(listed)
+        if listed.column is not None and caption_column is None:
+            print(f"prompts: {listed}", file=sys.stderr)
+    elif caption_column is not None:
+        raise UsageError("--caption-column is a column of --prompts FILE; give both")
     if not texts:
         raise UsageError('nothing to draw; give a prompt (sidlsg sample "red heart") or --prompts FILE')
     numbers = parse_seeds(seeds) if seeds is not None else range(seed, seed + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,10 +50,7 @@ def many_steps(
     Args:
         sampler: a key of ``SAMPLERS``; None uses the model's own scheduler.
     """
-    import diffusers
-
-    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
-    pipeline = model.pipeline(kind.from_config(model.scheduler_config, clip_sample=False))
+    pipeline = model.pipeline(scheduler(model, sampler))
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
         prompt=list(prompts),
@@ -64,12 +62,43 @@ def many_steps(
     return model.decode(latents)
 
 
+def scheduler(model: Model, sampler: str | None) -> Any:
+    """diffusers' scheduler for a key of ``SAMPLERS``, with the model's own settings; None: the model's own scheduler."""
+    import diffusers
+
+    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
+    return kind.from_config(model.scheduler_config, clip_sample=False)
+
+
+def check_steps(model: Model, steps: int, sampler: str | None) -> None:
+    """Raise UsageError when the sampler cannot take so many steps.
+
+    Its timesteps must be those that the network was trained for, and differ from each other where the sampler visits each once.
+    """
+    kind = scheduler(model, sampler)
+    most = kind.config.num_train_timesteps
+    try:
+        kind.set_timesteps(steps)
+        times = kind.timesteps.tolist()
+        possible = steps <= most and min(times) >= 0 and max(times) <= most - 1
+        if type(kind).__name__ in {*SAMPLERS.values()} - {SAMPLERS["pndm"]}:
+            possible &= len(set(times)) == len(times)
+    except (ValueError, IndexError):  # fewer than PNDM's warm-up takes, more than there are
+        possible = False
+    if not possible:
+        spacing = kind.config.get("timestep_spacing", "")
+        raise UsageError(
+            f"{type(kind).__name__} cannot take {steps:,} steps of {most:,} timesteps{spacing and f' ({spacing} spacing)'}; give "
+            "another --steps or --sampler"
+        )
+
+
 def check_sampling(
     model: Model | Description, steps: int | None, guidance: float | None, sampler: str | None = None
 ) -> tuple[int, float]:
     """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 
-    Raises UsageError when an option does not fit the model, or for an unknown sampler.
+    Raises UsageError when an option does not fit the model, for an unknown sampler, and for steps that it cannot take.
     """
     if model.student is not None:
         if len(model.student.get("timesteps", [0])) > 1:
@@ -88,7 +117,9 @@ def check_sampling(
             f"guidance is {guidance:g}; diffusers' pipelines guide only above 1 and would draw the picture of 1 (no guidance): "
             "give 1 or more"
         )
-    return steps or DEFAULT_STEPS, DEFAULT_GUIDANCE if guidance is None else guidance
+    steps = DEFAULT_STEPS if steps is None else steps
+    check_steps(model, steps, sampler)
+    return steps, DEFAULT_GUIDANCE if guidance is None else guidance
 
 
 def draw(
@@ -107,8 +138,11 @@ def draw(
         batch: pictures drawn at once.
         steps, guidance, sampler: of a teacher, by default 25, 3 and its own scheduler; a student needs none of them.
 
-    Raises UsageError when the options do not fit the model.
+    Raises UsageError when the options do not fit the model, or a seed is not in 0 to 2^64 - 1.
     """
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"the seed {seed} is not in 0 to 2^64 - 1")
     steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)

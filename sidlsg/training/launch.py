@@ -96,7 +96,7 @@ def prepare(
         preset=preset,
         folder=RunFolder(out or Path("runs") / default_name(config, preset)),
         teacher=place,
-        prompts=None if to_download else PromptFile(path),
+        prompts=None if to_download else PromptFile(path, column=config.caption_column),
         prompts_path=path,
         processes=launched.world if launched.by_torchrun or not dry_run else config.processes,
         gpu=gpu,

@@ -166,6 +166,8 @@ class Trainer:
             self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
             self.grid()
             self.track(-1)
+        for text in self.tracker.warnings if self.tracker else []:
+            self.console.print(f"[yellow]note:[/] scores while training: {escape(text)}", highlight=False)
         if config.compile:
             self.engine.compile()
         grids = grid_places(config.images, config.batch)
@@ -262,7 +264,7 @@ class Trainer:
             )
         if self.processes.main:
             earlier = read_metrics(self.folder.scores) if self.folder.scores.is_file() else []
-            line = {"images_seen": self.images_seen, "protocol": tracker.protocol.name} | scores
+            line = {"images_seen": self.images_seen} | tracker.about | scores
             with self.folder.scores.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
