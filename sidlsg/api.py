@@ -41,7 +41,7 @@ def distill(
 
     job = prepare(preset, read_settings(settings), None if out is None else Path(out))
     if console is not None:
-        console.print(job.plan(), highlight=False)
+        console.print(job.plan(), highlight=False, soft_wrap=True)
     return launch(job, console, force)
 
 

@@ -60,6 +60,9 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures and results (default below evals/).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, needed and downloaded.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Score a model, or pictures made by anything, by a named protocol.
 
@@ -72,11 +75,9 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
+    from sidlsg.cli import terminal
     from sidlsg.evaluation.request import Request, parse_only
 
-    console = Console()
     request = Request(
         model=model,
         images=images,
@@ -105,15 +106,21 @@ def evaluate(
         out=out,
     )
     if dry_run:
-        from sidlsg.evaluation.plan import plan
+        from sidlsg.evaluation.plan import lines, plan
 
-        console.print(plan(request), highlight=False)
+        if as_json:
+            terminal.print_json(dict(lines(request)))
+        else:
+            terminal.console().print(plan(request), highlight=False)
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run
 
-    results = run(request, console)
-    if results is not None:
+    results = run(request, terminal.progress(as_json))
+    if results is not None and as_json:
+        terminal.print_json(results)
+    elif results is not None:
+        console = terminal.console()
         console.print(results_table(results), highlight=False)
         console.print(f"{request.folder / 'results.json'}", highlight=False, soft_wrap=True)
 
@@ -134,11 +141,10 @@ def stats(
 
     Example: `sidlsg eval stats /data/COCO2014/val2014 --out coco.npz`, then `sidlsg eval --coco30k --reference coco.npz`
     """
-    from rich.console import Console
-
+    from sidlsg.cli import terminal
     from sidlsg.evaluation.run import make_statistics
 
-    console = Console()
+    console = terminal.progress(as_json=False)
     count = make_statistics(
         folder, out, protocol, features=features, inception=inception, device=device, batch=batch, console=console
     )

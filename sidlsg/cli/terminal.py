@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-QUIET, NORMAL, VERBOSE = 0, 1, 2
-level = NORMAL  # set once by `sidlsg.cli.main` from --quiet and --verbose
+QUIET, VERBOSE = "SIDLSG_QUIET", "SIDLSG_VERBOSE"  # what --quiet and --verbose set, and what may be set instead
 
 
-def console(messages: bool = False) -> Console:
-    """Where a command prints for people.
+def given(variable: str) -> bool:
+    """Whether a flag, or the variable that it sets, is on."""
+    return os.environ.get(variable, "") not in ("", "0")
 
-    Colours follow NO_COLOR and FORCE_COLOR, and bars that redraw themselves need a real terminal whatever those say.
 
-    Args:
-        messages: for progress and notes, which --quiet leaves out; they go to stderr, so that stdout holds results only.
-    """
+def quiet() -> bool:
+    return given(QUIET)
+
+
+def verbose() -> bool:
+    return given(VERBOSE)
+
+
+def options(stream: TextIO) -> dict[str, Any]:
+    """Of a rich console on the stream: colours follow NO_COLOR and FORCE_COLOR, but what redraws itself needs a terminal."""
+    return {} if stream.isatty() else {"force_interactive": False}
+
+
+def console(messages: bool = False, quiet: bool = False) -> Console:
+    """A rich console on stdout, or, for ``messages``, on stderr, so that stdout holds the result only."""
     from rich.console import Console
 
-    stream = sys.stderr if messages else sys.stdout
-    return Console(stderr=messages, quiet=messages and level == QUIET, force_interactive=stream.isatty())
+    return Console(stderr=messages, quiet=quiet, **options(sys.stderr if messages else sys.stdout))
+
+
+def progress(as_json: bool) -> Console:
+    """Where a long command says how far it is: on stdout, or on stderr beside a result in JSON; nowhere with --quiet."""
+    return console(messages=as_json, quiet=quiet())
 
 
 def note(text: str) -> None:
     """One line to stderr, unless --quiet is given."""
-    console(messages=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    console(messages=True, quiet=quiet()).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

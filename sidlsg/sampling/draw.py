@@ -62,7 +62,7 @@ def many_steps(
     return model.decode(latents)
 
 
-def scheduler(model: Model, sampler: str | None) -> Any:
+def scheduler(model: Model | Description, sampler: str | None) -> Any:
     """diffusers' scheduler for a key of ``SAMPLERS``, with the model's own settings; None: the model's own scheduler."""
     import diffusers
 
@@ -70,7 +70,7 @@ def scheduler(model: Model, sampler: str | None) -> Any:
     return kind.from_config(model.scheduler_config, clip_sample=False)
 
 
-def check_steps(model: Model, steps: int, sampler: str | None) -> None:
+def check_steps(model: Model | Description, steps: int, sampler: str | None) -> None:
     """Raise UsageError when the sampler cannot take so many steps.
 
     Its timesteps must be those that the network was trained for, and differ from each other where the sampler visits each once.

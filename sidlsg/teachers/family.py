@@ -53,6 +53,11 @@ class Description:
     student: dict[str, Any] | None = None
     licence: str | None = None
 
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """As a loaded model has it."""
+        return self.scheduler
+
 
 class Family(ABC):
     """One family of latent diffusion models, in the folder layout of one diffusers pipeline."""

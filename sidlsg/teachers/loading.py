@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import SidlsgError, UsageError, sentence
 from sidlsg.teachers.families import FAMILIES, family_of
 from sidlsg.teachers.family import Description, Model
 from sidlsg.teachers.registry import Location, locate
@@ -22,7 +23,9 @@ STUDENT_FILE = "sidlsg.json"  # beside model_index.json, in folders that this to
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and advice of diffusers and transformers out of our output."""
+    """Keep the progress bars and advice of diffusers and transformers out of our output, unless SIDLSG_VERBOSE is set."""
+    if os.environ.get("SIDLSG_VERBOSE", "") not in ("", "0"):
+        return
     import diffusers
     import transformers
 
@@ -121,6 +124,8 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
     library, _, name = kind.rpartition(".")
     cls = getattr(importlib.import_module(library), name)
     network = issubclass(cls, nn.Module)
+    if network and not (folder / "config.json").is_file():  # libraries would ask the hub for it
+        raise SidlsgError(f"{folder} has no config.json; fetch or copy the model again")
     options: dict[str, Any] = {}
     if network:
         dtype_name = "dtype" if library == "transformers" else "torch_dtype"
@@ -139,9 +144,8 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
     except Exception as error:  # each library raises its own types; all mean the same to the user
         if network and (missing := _not_there(folder, cls)):
             raise _foreign(folder, missing) from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise SidlsgError(
-            f"{folder} cannot be loaded: {first}. If the file is corrupt or cut short, fetch or copy it again."
+            f"{folder} cannot be loaded: {sentence(error)} If the file is corrupt or cut short, fetch or copy it again."
         ) from error
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.data import cache_folder
 from sidlsg.errors import UsageError
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
-from sidlsg.planning.plan import misfit, plan
+from sidlsg.planning.plan import misfit, plan, processes_note, sheet
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, default_name
 from sidlsg.settings import make_config
+from sidlsg.sheet import Sheet
 from sidlsg.teachers.prompt_lists import prompt_path
 from sidlsg.teachers.registry import Location, locate
 
@@ -47,14 +50,25 @@ class Job:
     footprint: Recognised | None
     problem: str | None
 
-    def plan(self) -> RenderableType:
-        """What will run, how it is cut up and what it will cost, as tables for a terminal."""
+    @property
+    def lines(self) -> dict[str, str]:
+        """What will run, how it is cut up and what it will cost: named lines of text."""
         listed = f"{self.config.prompts} (to be downloaded to {self.prompts_path})"
         if self.prompts is not None:
             listed = repr(self.prompts)
         return plan(
             self.config, self.preset, self.folder.path, self.teacher, self.footprint, listed, self.processes, self.gpu
         )
+
+    def plan(self, whole: bool = False) -> RenderableType:
+        """The lines that matter, in groups, or the ``whole`` plan with every setting; to be printed with ``soft_wrap=True``."""
+        note = processes_note(self.config, self.processes)
+        shown = sheet(self.lines, self.config, whole)
+        return Group(shown, Text.assemble("\n", ("note: ", "yellow"), note)) if note else shown
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for programs: the lines, the effective configuration, and why it does not fit, if so."""
+        return {"plan": self.lines, "config": self.config.as_dict(), "problem": self.problem}
 
     @property
     def complete(self) -> bool:
@@ -133,6 +147,29 @@ def launch(job: Job, console: Console | None = None, force: bool = False) -> Run
     finally:
         distributed.stop()
     return job.folder
+
+
+def summary(folder: RunFolder, teacher: str) -> Sheet:
+    """Where everything is that a run has left so far, and what to do with it."""
+    drawn = sorted(folder.samples.glob("[0-9]*.png"))
+    report = folder.path / "report.html"
+    places = {
+        "student": folder.student if folder.student.is_dir() else None,
+        "best by score": folder.best if folder.best.is_dir() else None,
+        "report": report if report.is_file() else None,
+        "latest pictures": drawn[-1] if drawn else None,
+        "curves": folder.curves if folder.curves.is_file() else None,
+        "checkpoints": folder.checkpoints if not folder.student.is_dir() else None,
+    }
+    name = shlex.quote(str(folder.path))
+    commands = {
+        "draw": f'sidlsg sample "..." --model {name}',
+        "compare": f'sidlsg compare "..." --models {name},{shlex.quote(teacher)}',
+        "score": f"sidlsg eval --model {name}",
+    }
+    return Sheet(
+        {"Where it is": {key: str(path) for key, path in places.items() if path}, "What to do with it": commands}
+    )
 
 
 def preset_here(teacher: str) -> str:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from sidlsg import distributed
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.devices import peak_memory, pick_device
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import SidlsgError, Stopped, UsageError
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
@@ -33,10 +33,6 @@ from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import stop_signals
 from sidlsg.training.tracking import Tracker, draw_curves, due
 from sidlsg.version import __version__
-
-
-class Stopped(SidlsgError):
-    """The user asked the run to stop; everything up to ``images_seen`` is saved."""
 
 
 class Trainer:
@@ -175,7 +171,10 @@ class Trainer:
         self.console.print(NOTE, highlight=False, style="dim")
         if config.precision == "fp16":
             self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
-        with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals() as stop:
+        with (
+            RunProgress(self.console, config.images, self.images_seen, self.folder) as progress,
+            stop_signals() as stop,
+        ):
             while self.images_seen < config.images:
                 before = self.images_seen
                 self.iterate()
