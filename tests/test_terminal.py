@@ -81,6 +81,20 @@ def test_progress_shows_the_scores_course_and_each_new_grid(tmp_path: Path) -> N
     assert third.startswith("30/100")
 
 
+def test_a_terminal_gets_a_bar_with_the_same_lines_below_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.samples.mkdir()
+    (folder.samples / "000000000000.png").touch()
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True, force_interactive=True, no_color=True)
+    with RunProgress(console, 100, 0, folder) as progress:
+        progress.update(50, 5.0, -1.0, 1.5)
+    last = re.sub("\033\\[[0-9;?]*[a-zA-Z]", "", file.getvalue()).replace("\r", "\n").rstrip().splitlines()[-4:]
+    assert last[0].endswith(" 50 %")
+    assert last[1].startswith("50/100 images  ")
+    assert last[2:] == ["ψ loss 5.0  θ loss -1.0", f"latest pictures: {folder.samples / '000000000000.png'}"]
+
+
 def test_the_plan_says_what_differs_from_the_preset_and_the_whole_one_says_everything(run) -> None:
     words = ["distill", "--preset", "h100-bf16", "--lr", "2e-6", "--dry-run"]
     code, short, _ = run(*words)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -38,6 +39,15 @@ class RunConsole(Console):
         os.dup2(nowhere, sys.stdout.fileno())  # so that Python's own flush at the end finds a file
 
 
+class Bar(Progress):
+    """A bar with lines of text below it, wrapped where the terminal is narrow."""
+
+    text = Text("starting")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from (self.make_tasks_table(self.tasks), self.text)
+
+
 class RunProgress:
     """Shows images seen, images/s, time left, losses, memory, the score's course and the latest grid. Use as a context manager.
 
@@ -48,17 +58,15 @@ class RunProgress:
         self.console, self.total, self.start, self.folder = console, total, start, folder
         self.every = 1.0 if console.is_interactive else 5.0
         self._begun = self._last = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._grid = newest_grid(folder)
 
     def __enter__(self) -> RunProgress:
         if self.console.is_interactive:
-            self._bar = Progress(
+            self._bar = Bar(
                 BarColumn(), TextColumn("{task.percentage:.0f} %"), console=self.console, refresh_per_second=4
             )
-            self._bar.get_renderable = self._picture  # type: ignore[method-assign]
             self._task = self._bar.add_task("", total=self.total, completed=self.start)
-            self._text = Text("starting")
             self._bar.start()
         return self
 
@@ -67,11 +75,6 @@ class RunProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-
-    def _picture(self) -> RenderableType:
-        """The bar, and below it the lines of text, each wrapped where the terminal is narrow."""
-        assert self._bar is not None
-        return Group(self._bar.make_tasks_table(self._bar.tasks), self._text)
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= self.every
@@ -91,7 +94,7 @@ class RunProgress:
         self._grid = grid
         if self._bar:
             self._bar.update(self._task, completed=images_seen)
-            self._text = Text("\n".join([*lines, f"latest pictures: {grid}"] if grid else lines))
+            self._bar.text = Text("\n".join([*lines, f"latest pictures: {grid}"] if grid else lines))
             return
         self.console.print("  ".join(lines), highlight=False, soft_wrap=True, markup=False)
         if grid != known:
