@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sidlsg.cli import bench, compare, distill, eval, models, presets, sample, terminal
+from sidlsg.cli import bench, compare, demo, distill, eval, models, presets, sample, terminal
 from sidlsg.errors import SidlsgError, sentence
 from sidlsg.version import __version__
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("compare")(compare.compare)
+app.command("demo")(demo.demo)
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(presets.app, name="presets")
