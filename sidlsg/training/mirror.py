@@ -38,9 +38,13 @@ class Mirror:
     """
 
     def __init__(self, config: Config, folder: RunFolder, images_seen: int, warn: Callable[[str], None]) -> None:
-        self.warn, self.sink = warn, None
+        self.warn = warn
+        self.sink: Sink | None = None
         if config.tracker in SINKS:
-            self._try(lambda: setattr(self, "sink", SINKS[config.tracker](config, folder, images_seen)))
+            self._try(lambda: self._open(config, folder, images_seen))
+
+    def _open(self, config: Config, folder: RunFolder, images_seen: int) -> None:
+        self.sink = SINKS[config.tracker](config, folder, images_seen)
 
     def line(self, line: dict[str, Any]) -> None:
         """A line of ``metrics.jsonl`` or ``scores.jsonl``."""
@@ -116,9 +120,10 @@ class WeightsAndBiases:
         import wandb
 
         self.wandb, self.file = wandb, folder.path / "wandb.json"
-        self.state: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "lines": -1, "pictures": -1}
+        self.state: dict[str, Any] = {"id": uuid.uuid4().hex[:8], "sent": -1}
         if self.file.is_file() and images_seen:
             self.state |= json.loads(self.file.read_text(encoding="utf-8"))
+        self.before: int = self.state["sent"]
         self.run = wandb.init(
             project=None if "WANDB_PROJECT" in os.environ else "sidlsg",
             name=folder.path.name,
@@ -132,16 +137,14 @@ class WeightsAndBiases:
         write_text(self.file, json.dumps(self.state))
 
     def line(self, images_seen: int, values: dict[str, float]) -> None:
-        self._send("lines", images_seen, values)
+        if images_seen > self.before:
+            self.run.log({"images_seen": images_seen, **values})
+            self.state["sent"] = images_seen
+            write_text(self.file, json.dumps(self.state))
 
     def picture(self, images_seen: int, path: Path) -> None:
-        self._send("pictures", images_seen, {"samples": self.wandb.Image(str(path))})
-
-    def _send(self, kind: str, images_seen: int, values: dict[str, Any]) -> None:
-        if images_seen > self.state[kind]:
-            self.run.log({"images_seen": images_seen, **values})
-            self.state[kind] = images_seen
-            write_text(self.file, json.dumps(self.state))
+        if images_seen > self.before:
+            self.run.log({"images_seen": images_seen, "samples": self.wandb.Image(str(path))})
 
     def close(self) -> None:
         self.run.finish()
