@@ -41,7 +41,7 @@ def distill(
 
     job = prepare(preset, read_settings(settings), None if out is None else user_path(out))
     if console is not None:
-        console.print(job.plan(), highlight=False)
+        console.print(job.plan(), highlight=False, soft_wrap=True)
     return launch(job, console, force)
 
 
@@ -87,14 +87,11 @@ def sample(
     Raises UsageError for options that do not fit the model, and for a prompt that is not valid Unicode.
     """
     from sidlsg.devices import DTYPES, pick_device, pick_precision
-    from sidlsg.errors import UsageError
     from sidlsg.runs.opening import open_model
-    from sidlsg.sampling.draw import check_sampling, draw
+    from sidlsg.sampling.draw import check_prompts, check_sampling, draw
 
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for text in texts:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UsageError(f"the prompt {text!a} is not valid Unicode; write it in UTF-8")
+    check_prompts(texts)
     where = pick_device(device)
     net = open_model(str(model), where, DTYPES[pick_precision(precision, where)])
     check_sampling(net, steps, guidance, sampler)

@@ -171,6 +171,8 @@ class Config:
     eval_protocol: Annotated[str, FREE] = "embedded"  # gigagan for Stable Diffusion
     eval_reference: Annotated[str | None, FREE] = None  # file of `sidlsg eval stats`; embedded has its own
     eval_images: Annotated[Count, Field(ge=16), FREE] = 1024
+    # Where metrics, scores and grids go besides the run's own files (extras of the same names).
+    tracker: Annotated[Literal["none", "tensorboard", "wandb"], FREE] = "none"
     latent_mean: Annotated[Positive, FREE] = 2.0  # the run stops when |mean of x_g| is larger
     # ... or its standard deviation is outside.
     latent_std: Annotated[Numbers, Field(min_length=2, max_length=2), FREE] = (0.1, 5.0)

@@ -138,7 +138,7 @@ def test_null_is_a_value(run) -> None:
     assert make_config("h100-bf16", gather(["fake_micro_batch=null"], {})).fake_micro_batch is None
     code, shown, _ = run("distill", "--preset", "h100-fp16", "--set", "clip_value=null", "--dry-run")
     assert code == 0
-    assert "clip_value: null" in shown
+    assert "h100-fp16, with clip_value null (not 1.0)" in shown
 
 
 def test_precision_is_one_decision_in_four_settings() -> None:

@@ -468,7 +468,7 @@ def test_damage_is_named_on_the_page_and_on_stderr(run, tmp_path: Path) -> None:
     code, _, err = run("report", folder)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert code == 0
-    assert err.startswith(f"sidlsg: warning: {broken} is not a readable picture")
+    assert err.startswith(f"warning: {broken} is not a readable picture")
     assert err.count("\n") == 1
     assert "000000000640.png is not a readable picture" in page
     assert page.count("data-seen=") == 2

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from sidlsg.cli import bench, distill, eval, models, presets, report, sample
-from sidlsg.errors import SidlsgError
+from sidlsg import terminal
+from sidlsg.cli import bench, compare, demo, distill, eval, models, presets, report, sample
+from sidlsg.errors import SidlsgError, sentence
 from sidlsg.version import __version__
 
 app = typer.Typer(
@@ -26,11 +27,18 @@ app = typer.Typer(
 )
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
+app.command("compare")(compare.compare)
+app.command("demo")(demo.demo)
 app.add_typer(eval.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.command("report")(report.report)
 app.add_typer(presets.app, name="presets")
 app.command("models")(models.models)
+
+
+DEBUG = "SIDLSG_DEBUG"
+# Flags that may stand anywhere on the line, and the variables that they set.
+ANYWHERE = {"--debug": DEBUG, "--quiet": terminal.QUIET, "--verbose": terminal.VERBOSE}
 
 
 def _version(value: bool) -> None:
@@ -43,6 +51,12 @@ def _version(value: bool) -> None:
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print results and errors only (anywhere on the line).")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what the libraries say, and every setting (anywhere on the line).")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
@@ -68,18 +82,28 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{error.filename or 'the system says'}: {error.strerror}", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "out of GPU memory; use a smaller --micro-batch (or --batch, when sampling), the result is the same", 1
-    first = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"unexpected {type(error).__name__}: {first}. Run again with --debug and report what it prints", 1
+    return f"unexpected {type(error).__name__}: {sentence(error)} Run again with --debug and report what it prints", 1
 
 
 def main() -> None:
-    """Entry point: runs the app and turns every error into one line on stderr and an exit code."""
+    """Entry point. Flags of ``ANYWHERE`` are taken off the line before it is parsed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show κ shows a substitute
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments or os.environ.get("SIDLSG_DEBUG", "") not in ("", "0")
-    sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
+    arguments, before = sys.argv[1:], {variable: os.environ.get(variable) for variable in ANYWHERE.values()}
+    os.environ |= {variable: "1" for flag, variable in ANYWHERE.items() if flag in arguments}
+    sys.argv[1:] = [argument for argument in arguments if argument not in ANYWHERE]
+    try:
+        run()
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
+
+
+def run() -> None:
+    """Run the app on ``sys.argv``; every error is one line on stderr and an exit code."""
     try:
         app()
     except SystemExit as stop:
@@ -89,7 +113,7 @@ def main() -> None:
             sys.exit(code)
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if debug:
+        if terminal.given(DEBUG):
             traceback.print_exc()
         message, code = describe(error)
         print(f"sidlsg: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)

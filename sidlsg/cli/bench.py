@@ -36,6 +36,7 @@ def bench(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path | None, path_option("Folder for bench.json and bench.md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:
     """Measure distillation: peak memory, seconds per 1k images, images/s and MFU, for each strategy, precision and preset.
 
@@ -48,8 +49,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
+    from sidlsg import terminal
     from sidlsg.benchmark.distillation import run
     from sidlsg.devices import pick_device
     from sidlsg.settings import gather
@@ -66,8 +66,10 @@ def bench(
         baseline=baseline,
         out=out,
         command=command_line(),
-        console=Console(),
+        console=terminal.progress(as_json),
     )
+    if as_json:
+        terminal.print_json({"command": command_line(), "rows": rows})
     if all(row["error"] for row in rows):
         raise typer.Exit(1)
 
@@ -83,14 +85,14 @@ def sample(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:
     """Measure one-step sampling, its parts (UNet, VAE, text encoder, PNG files), and the stock diffusers pipeline."""
-    from rich.console import Console
-
+    from sidlsg import terminal
     from sidlsg.benchmark.sampling import run
     from sidlsg.devices import pick_device
 
-    run(
+    rows = run(
         pick_device(device),
         arch,
         precision,
@@ -99,8 +101,10 @@ def sample(
         repeats=repeats,
         out=out,
         command=command_line(),
-        console=Console(),
+        console=terminal.progress(as_json),
     )
+    if as_json:
+        terminal.print_json({"command": command_line(), "rows": rows})
 
 
 def command_line() -> str:

@@ -57,11 +57,15 @@ def distill(
         Path | None, path_option("Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; needs no network.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the whole plan and every setting, not only what differs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print plan and settings as JSON.")] = False,
 ) -> None:
     """Distil a teacher into a one-step generator (Algorithm 1 of the paper).
 
-    Alone, it distils the embedded emoji teacher on the CPU in a few minutes. Option beats preset beats default; the
-    effective configuration is printed and saved as config.yaml beside the run.
+    Alone, it distils the embedded emoji teacher on the CPU in a few minutes. Option beats preset beats default; what differs
+    from the preset is printed, and the effective configuration is saved as config.yaml beside the run.
 
     To resume, run the same command again. Several GPUs: `torchrun --nproc_per_node 8 -m sidlsg distill ...`
 
@@ -70,11 +74,13 @@ def distill(
     Examples: `sidlsg distill` · `sidlsg distill --preset h100-fp16 --teacher sd15 --dry-run` ·
     `sidlsg distill --strategy long --kappa 3 --images 50k`
     """
-    from sidlsg import distributed
+    import sys
+
+    from sidlsg import distributed, terminal
     from sidlsg.config import parse_kappa
+    from sidlsg.errors import Stopped, UsageError
     from sidlsg.settings import gather
-    from sidlsg.terminal import say
-    from sidlsg.training.launch import launch, prepare
+    from sidlsg.training.launch import launch, prepare, summary
     from sidlsg.training.progress import RunConsole
 
     options = {
@@ -94,13 +100,27 @@ def distill(
         "device": device,
         "gpu": gpu,
     }
+    if as_json and not dry_run:
+        raise UsageError("--json prints the plan; give --dry-run too")
     job = prepare(preset, gather(setting or [], options), out, dry_run)
-    console = RunConsole(quiet=not distributed.launched().main)
-    console.print(job.plan(), highlight=False)
+    if as_json:
+        terminal.print_json(job.as_dict())
+        return
+    console = RunConsole(
+        quiet=not distributed.launched().main or (terminal.quiet() and not dry_run), **terminal.options(sys.stdout)
+    )
+    console.print(job.plan(show_config or terminal.verbose()), highlight=False, soft_wrap=True)
     if dry_run:
         if job.problem:
-            say(console, job.problem, "does not fit: ")
+            console.print()
+            terminal.say(console, job.problem, "does not fit: ")
         return
     ended = "this run is complete" if job.complete else "done"
-    folder = launch(job, console, force)
-    say(console, f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."')
+    try:
+        folder = launch(job, console, force)
+    except Stopped:
+        console.print("", summary(job.folder, job.config.teacher), soft_wrap=True)
+        raise
+    console.print(f"\n{ended}", summary(folder, job.config.teacher), sep="\n", highlight=False, soft_wrap=True)
+    if terminal.quiet() and distributed.launched().main:
+        print(folder.student)

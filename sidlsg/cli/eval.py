@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sidlsg.cli.options import path_argument, path_option, tell
+from sidlsg.cli.options import path_argument, path_option
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[stats ...]")
 
@@ -62,6 +62,9 @@ def evaluate(
     ] = False,
     out: Annotated[Path | None, path_option("Folder for pictures and results (default below evals/).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, needed and downloaded.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Score a model, or pictures made by anything, by a named protocol.
 
@@ -74,11 +77,9 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
+    from sidlsg import terminal
     from sidlsg.evaluation.request import Request, parse_only
 
-    console = Console()
     request = Request(
         model=model,
         images=images,
@@ -109,20 +110,25 @@ def evaluate(
     if model is not None:
         from sidlsg.teachers.registry import locate
 
-        tell(locate(model).note)
+        terminal.note(locate(model).note)
     if dry_run:
-        from sidlsg.evaluation.plan import plan
+        from sidlsg.evaluation.plan import lines, plan
 
-        console.print(plan(request), highlight=False)
+        if as_json:
+            terminal.print_json(dict(lines(request)))
+        else:
+            terminal.console().print(plan(request), highlight=False)
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run
-    from sidlsg.terminal import say
 
-    results = run(request, console)
-    if results is not None:
+    results = run(request, terminal.progress(as_json))
+    if results is not None and as_json:
+        terminal.print_json(results)
+    elif results is not None:
+        console = terminal.console()
         console.print(results_table(results), highlight=False)
-        say(console, str(request.folder / "results.json"))
+        terminal.say(console, str(request.folder / "results.json"))
 
 
 @app.command("stats")
@@ -141,14 +147,12 @@ def stats(
 
     Example: `sidlsg eval stats /data/COCO2014/val2014 --out coco.npz`, then `sidlsg eval --coco30k --reference coco.npz`
     """
-    from rich.console import Console
-
+    from sidlsg import terminal
     from sidlsg.evaluation.run import make_statistics
-    from sidlsg.terminal import say
 
-    console = Console()
+    console = terminal.progress(as_json=False)
     count = make_statistics(
         folder, out, protocol, features=features, inception=inception, device=device, batch=batch, console=console
     )
     what = "statistics and features" if features else "statistics"
-    say(console, f"{out}: {what} of {count:,} pictures, protocol {protocol}")
+    terminal.say(console, f"{out}: {what} of {count:,} pictures, protocol {protocol}")

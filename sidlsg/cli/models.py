@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 
-def models() -> None:
+import typer
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
     """List the model aliases; a diffusers folder or a hub id (owner/name) works in their place."""
-    from rich.console import Console
     from rich.table import Table
 
+    from sidlsg import terminal
     from sidlsg.teachers.registry import registry
 
+    if as_json:
+        terminal.print_json(
+            [
+                {"alias": name, "what": e.what, "in_package": e.folder is not None, "repositories": e.repositories}
+                for name, e in registry().items()
+            ]
+        )
+        return
     table = Table("alias", "what", "where", box=None, pad_edge=False)
     for name, entry in registry().items():
         table.add_row(name, entry.what, "in the package" if entry.folder else ", then ".join(entry.repositories))
-    Console().print(table, highlight=False)
+    terminal.console().print(table, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import typer
@@ -18,9 +17,3 @@ def path_option(help: str, *names: str) -> Any:
 def path_argument(help: str) -> Any:
     """As ``path_option``, without a name."""
     return typer.Argument(parser=user_path, metavar="PATH", help=help)
-
-
-def tell(note: str | None) -> None:
-    """Print a note, if there is one, on stderr, beside an output that programs may read."""
-    if note:
-        print(f"note: {note}", file=sys.stderr, flush=True)

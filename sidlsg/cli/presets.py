@@ -13,21 +13,33 @@ app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no
 
 
 @app.command("list")
-def list_presets() -> None:
+def list_presets(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
     """One line per preset: what it is for, and its main settings."""
-    from rich.console import Console
     from rich.table import Table
 
+    from sidlsg import terminal
     from sidlsg.settings import make_config, preset_names, preset_path
+
+    # The first line of each file up to the semicolon; numbers follow it.
+    purposes = {
+        name: preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(";")[0]
+        for name in preset_names()
+    }
+    if as_json:
+        terminal.print_json(
+            [
+                {"preset": name, "for": text, "config": make_config(name, {}).as_dict()}
+                for name, text in purposes.items()
+            ]
+        )
+        return
 
     table = Table(box=None, pad_edge=False)
     for heading in ("preset", "precision", "batch", "micro", "processes", "images", "κ"):
         table.add_column(heading, no_wrap=True)
     table.add_column("for")
-    for name in preset_names():
+    for name, purpose in purposes.items():
         config = make_config(name, {})
-        # The first line of the file up to the semicolon; numbers follow it.
-        purpose = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(";")[0]
         kappas = ", ".join(f"{k:g}" for k in dict.fromkeys(config.guidance))
         images = f"{config.images / 1e6:g}M" if config.images >= 1e6 else f"{config.images:,}"
         table.add_row(
@@ -40,15 +52,22 @@ def list_presets() -> None:
             kappas,
             purpose,
         )
-    Console().print(table, highlight=False)
+    terminal.console().print(table, highlight=False)
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Preset name or YAML file.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Preset name or YAML file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print every setting, with the defaults, as JSON.")] = False,
+) -> None:
     """Print a preset with its comments, after checking it."""
+    from sidlsg import terminal
     from sidlsg.settings import make_config, preset_path
 
-    make_config(name, {})
+    config = make_config(name, {})
+    if as_json:
+        terminal.print_json(config.as_dict())
+        return
     print(preset_path(name).read_text(encoding="utf-8"), end="")
 
 

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option
+from sidlsg.paths import user_path
+
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(parser=user_path, metavar="RUN [RUN ...]", help="Run folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="File to write (default: RUN/report.html; report.html for several runs).")
+        Path | None, path_option("File to write (default: RUN/report.html; report.html for several runs).")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Also write each plot as a PNG into this folder.")] = None,
+    png: Annotated[Path | None, path_option("Also write each plot as a PNG into this folder.")] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Serve the page to this machine, and follow the runs until Ctrl-C.")
     ] = False,
@@ -27,8 +30,6 @@ def report(
     Examples: `sidlsg report runs/emoji-cpu-lsg-2` · `sidlsg report runs/* --out compared.html --png plots` ·
     `sidlsg report runs/my-run --live`
     """
-    import sys
-
     from sidlsg.errors import UsageError
     from sidlsg.files import write_text
     from sidlsg.report import curves
@@ -36,9 +37,10 @@ def report(
     from sidlsg.report.live import HOST, Live, server
     from sidlsg.report.page import NAME, build
     from sidlsg.report.reading import read_run
+    from sidlsg.terminal import note
 
     def warn(text: str) -> None:
-        print(f"sidlsg: warning: {text}", file=sys.stderr, flush=True)
+        note(text, "warning: ")
 
     if port is not None and not live:
         raise UsageError("--port is the port of --live; give both")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sidlsg.cli.options import path_option, tell
+from sidlsg.cli.options import path_option
 
 MOST = 1_000_000  # seeds a prompt
 
@@ -25,8 +27,13 @@ def sample(
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="First seed.")] = 0,
     seeds: Annotated[str | None, typer.Option(help="Seeds instead of -n and --seed: 0-63 or 1,5,8-10.")] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="One PNG with all pictures instead of one each.")] = False,
-    columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid (default: about square).")] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="One PNG instead of one a picture; several prompts: a row each.")
+    ] = False,
+    columns: Annotated[
+        int | None,
+        typer.Option(min=1, help="Columns of the grid (default: about square; several prompts: a column a seed)."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Run folder, diffusers folder, alias or hub id.")] = "emoji-student",
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
@@ -41,24 +48,36 @@ def sample(
     out: Annotated[Path, path_option("Folder, or the name of a .png file for a single picture or a grid.")] = Path(
         "samples"
     ),
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            "--show/--no-show", help="Show the pictures in the terminal (default: where it can, on a terminal)."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the files, and the seconds from loading to the last file, as JSON.")
+    ] = False,
 ) -> None:
     """Make pictures with a one-step student (or, to compare, with its teacher).
 
     Every prompt is drawn with every seed. The noise of a picture comes from its own seed, so it does not depend on --batch.
-    The PNG carries prompt, seed and model as text entries.
+    The PNG carries prompt, seed and model as text entries. Terminals that show pictures (kitty, Ghostty, iTerm2, WezTerm, mintty,
+    foot, mlterm) show up to 8 of them below their paths; SIDLSG_PICTURES=kitty, iterm2, sixel or none says what others can.
 
     Examples: `sidlsg sample "red heart"` · `sidlsg sample "red heart" "sad cat" --seeds 0-15 --grid` ·
     `sidlsg sample "red heart" --model runs/my-run` · `sidlsg sample "red heart" --model emoji --steps 25`
     """
-    from sidlsg.errors import SidlsgError, UsageError
+    from sidlsg.cli.display import Display
+    from sidlsg.errors import UsageError
     from sidlsg.prompts import PromptFile
+    from sidlsg.terminal import note, print_json
 
     texts = list(prompt or [])
     if prompts is not None:
         listed = PromptFile(prompts, column=caption_column)
         texts += list(listed)
         if listed.column is not None and caption_column is None:
-            print(f"prompts: {listed}", file=sys.stderr)
+            note(f"prompts: {listed}")
     elif caption_column is not None:
         raise UsageError("--caption-column is a column of --prompts FILE; give both")
     if not texts:
@@ -70,12 +89,15 @@ def sample(
         raise UsageError(f"--out {out} names one file, but there are {count} pictures; give a folder, or --grid")
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
+    display = Display.of(sys.stdout, False if as_json else show, 1 if grid else count)
 
     from sidlsg import api
-    from sidlsg.sampling.pictures import free_path, make_grid, save_png, slug
+    from sidlsg.sampling.grid import prompt_grid
+    from sidlsg.sampling.pictures import free_path, save_png, slug
     from sidlsg.teachers.registry import locate
 
-    tell(locate(model).note)
+    note(locate(model).note)
+    begun = time.perf_counter()
     pictures = api.sample(
         texts,
         model=model,
@@ -88,26 +110,51 @@ def sample(
         device=device,
     )
     folder = out.parent if single else out
+    make_folder(folder)
+    made: list[Path] = []
+
+    def tell(path: Path) -> None:
+        if as_json:
+            return
+        print(path, flush=True)
+        display.show(path)
+
+    if grid:
+        found = list(pictures)
+        made = [out if single else free_path(folder / f"grid-{slug(texts[0])}.png")]
+        if len(texts) > 1:
+            say_unwritable(texts)
+        drawn = prompt_grid([picture.image for picture in found], texts, numbers, columns)
+        save_png(drawn, made[0], prompt=" | ".join(texts), seed=",".join(map(str, numbers)), model=found[0].model)
+        tell(made[0])
+    for picture in () if grid else pictures:
+        made.append(out if single else free_path(folder / f"{slug(picture.prompt)}-{picture.seed}.png"))
+        picture.save(made[-1])
+        tell(made[-1])
+    if as_json:
+        print_json({"files": list(map(str, made)), "seconds": time.perf_counter() - begun})
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for pictures; raises SidlsgError when it cannot be made."""
+    from sidlsg.errors import SidlsgError
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
-    if grid:
-        found = list(pictures)
-        path = out if single else free_path(folder / f"grid-{slug(texts[0])}.png")
-        save_png(
-            make_grid([picture.image for picture in found], columns),
-            path,
-            prompt=" | ".join(texts),
-            seed=",".join(map(str, numbers)),
-            model=found[0].model,
+
+
+def say_unwritable(labels: Sequence[str]) -> None:
+    """Say which characters of the labels are empty boxes in a picture, if any."""
+    from sidlsg.sampling.lettering import unwritable
+    from sidlsg.terminal import note
+
+    if characters := unwritable(labels):
+        note(
+            f"no font on this machine can write {characters} in the labels, where they are boxes; install one "
+            "(Noto has all scripts). The PNG's text entries hold the prompts in full"
         )
-        print(path)
-        return
-    for picture in pictures:
-        path = out if single else free_path(folder / f"{slug(picture.prompt)}-{picture.seed}.png")
-        picture.save(path)
-        print(path, flush=True)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -18,16 +18,17 @@ from sidlsg.teachers.registry import locate
 
 def plan(request: Request) -> RenderableType:
     """A table of what ``run`` would do, need and download for this request; downloads nothing."""
-    return _lines(_hps_rows(request) if request.hpsv2 else _protocol_rows(request))
-
-
-def _lines(rows: list[tuple[str, str]]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows:
+    for name, value in lines(request):
         table.add_row(name, escape(value))
     return table
+
+
+def lines(request: Request) -> list[tuple[str, str]]:
+    """The rows of the plan: name and text."""
+    return _hps_rows(request) if request.hpsv2 else _protocol_rows(request)
 
 
 def weights_line(name: str, given: Path | None) -> str:

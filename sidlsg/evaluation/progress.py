@@ -24,7 +24,7 @@ class Bars:
             TimeRemainingColumn(),
         )
         self.console = console
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.bar = Progress(*columns, console=console, disable=not console.is_interactive)
 
     def __enter__(self) -> Bars:
         self.bar.start()
@@ -34,7 +34,7 @@ class Bars:
         self.bar.stop()
 
     def __call__(self, name: str, total: int) -> Any:
-        if not self.console.is_terminal:
+        if not self.console.is_interactive:
             self.stage(f"{name}: {total:,}")
         task = self.bar.add_task(name, total=total)
         return lambda count: self.bar.advance(task, count)

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-
-from sidlsg.config import Config
+from sidlsg.config import FIELDS, Config
 from sidlsg.formats import duration
 from sidlsg.planning import memory
 from sidlsg.planning.cost import forward_equivalents, passes_per_image
@@ -20,6 +17,8 @@ from sidlsg.planning.footprint import Footprint
 from sidlsg.planning.gpus import Gpu, images_per_second
 from sidlsg.planning.memory import OVERHEAD
 from sidlsg.planning.recognise import Recognised
+from sidlsg.settings import load_settings, preset_path
+from sidlsg.sheet import Sheet
 from sidlsg.teachers.registry import Location
 
 
@@ -32,8 +31,8 @@ def plan(
     prompts: str,
     processes: int,
     gpu: Gpu | None = None,
-) -> RenderableType:
-    """The plan, for printing: what will run, how the batch is divided, what it costs, and the effective configuration.
+) -> dict[str, str]:
+    """What will run, how the batch is divided, what it costs, and where it goes: named lines.
 
     Args:
         found: the teacher's footprint; None if it is not known.
@@ -47,8 +46,15 @@ def plan(
     teacher = place.name + (
         f", UNet {size.network / 1e6:.2f} M parameters" if found and size and not found.assumed else ""
     )
-    where = str(place.folder) if place.folder else "hub: " + ", then ".join(place.repositories)
+    where = (
+        "in the package"
+        if place.entry and place.entry.folder
+        else str(place.folder)
+        if place.folder
+        else "hub: " + ", then ".join(place.repositories)
+    )
     rows = {
+        "preset": preset_line(config, preset),
         "teacher": teacher if place.name == where else f"{teacher} ({where})",
         "prompts": prompts,
         "strategy": f"{config.strategy_name}: {config.guidance}",
@@ -75,12 +81,44 @@ def plan(
         rows["compilation"] = (
             "within the first iteration, and again for the first grid: 5 to 15 minutes on a GPU (estimate)"
         )
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    return Group(table, "", *_notes(config, processes), _settings(config, preset))
+    return rows
+
+
+WHAT = ("preset", "teacher", "prompts", "strategy", "duration")
+COST = ("batch", "precision", "peak memory a GPU", "largest micro-batch", "time", "compilation")
+WHERE = ("run folder", "writes")
+
+
+def sheet(lines: dict[str, str], config: Config, whole: bool = False) -> Sheet:
+    """The lines that matter, in groups; the ``whole`` plan with every line and the effective configuration."""
+    groups = {"What will run": WHAT, "Time and memory": COST, "Where it goes": WHERE}
+    shown = {title: {name: lines[name] for name in names if name in lines} for title, names in groups.items()}
+    if whole:
+        said = {*WHAT, *COST, *WHERE}
+        shown["Time and memory"] |= {name: text for name, text in lines.items() if name not in said}
+        shown["Effective configuration"] = {name: written(value) for name, value in config.as_dict().items()}
+        return Sheet(shown)
+    if "peak memory a GPU" in lines:  # without what it consists of
+        shown["Time and memory"]["peak memory a GPU"] = lines["peak memory a GPU"].partition(": ")[0]
+    return Sheet(shown)
+
+
+def preset_line(config: Config, preset: str | None) -> str:
+    """The preset's name and every setting that differs from it."""
+    base = {name: getattr(Config, name) for name in FIELDS} | (load_settings(preset_path(preset)) if preset else {})
+    differ = [
+        f"{name} {written(value)} (not {written(base[name])})"
+        for name, value in ((name, getattr(config, name)) for name in FIELDS)
+        if value != base[name]
+    ]
+    return f"{preset or 'none'}, with {', '.join(differ)}" if differ else f"{preset or 'none'}, unchanged"
+
+
+def written(value: Any) -> str:
+    """A setting's value as YAML writes it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(f'{v:g}' for v in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _work(config: Config, gflop: float | None) -> str:
@@ -154,25 +192,11 @@ def _precision(config: Config) -> str:
     return f"{what[config.precision]}; attention {config.attention}"
 
 
-def _notes(config: Config, processes: int) -> list[str]:
+def processes_note(config: Config, processes: int) -> str | None:
+    """What another number of processes than the preset's means; None for the preset's own."""
     if config.processes == processes:
-        return []
-    return [
-        f"[yellow]note:[/] the preset is made for {config.processes} processes, this is {processes}: the result is the same, "
-        f"the time is not. For {config.processes} GPUs: torchrun --nproc_per_node {config.processes} -m sidlsg distill ...\n"
-    ]
-
-
-def _settings(config: Config, preset: str | None) -> RenderableType:
-    """Every setting, in two columns."""
-    values = [escape(f"{name}: {'null' if v is None else v}") for name, v in config.as_dict().items()]
-    table = Table(
-        title=f"effective configuration (preset: {escape(preset or 'none')})",
-        title_justify="left",
-        box=None,
-        show_header=False,
+        return None
+    return (
+        f"the preset is made for {config.processes} processes, this is {processes}: the result is the same, the time is not. For "
+        f"{config.processes} GPUs: torchrun --nproc_per_node {config.processes} -m sidlsg distill ..."
     )
-    half = -(-len(values) // 2)
-    for left, right in zip(values[:half], [*values[half:], ""], strict=False):
-        table.add_row(left, right)
-    return table

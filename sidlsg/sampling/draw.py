@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sidlsg.errors import SidlsgError, UsageError, nearest
+from sidlsg.errors import SidlsgError, UsageError, nearest, sentence
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
-from sidlsg.teachers.family import Model
+from sidlsg.teachers.family import Description, Model
 
 
 def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -42,7 +42,7 @@ SAMPLERS = {
 }
 
 
-def many_step_scheduler(model: Model, steps: int, sampler: str | None = None) -> Any:
+def many_step_scheduler(model: Model | Description, steps: int, sampler: str | None = None) -> Any:
     """diffusers' scheduler for ``many_steps``; raises UsageError for a number of steps that it cannot take."""
     import diffusers
 
@@ -61,7 +61,7 @@ def many_step_scheduler(model: Model, steps: int, sampler: str | None = None) ->
         elif len(at) == steps > len(at.unique()):  # Heun and PNDM come back to a timestep within a step, on purpose
             why = "two of them would be at one timestep"
     except Exception as error:  # each scheduler raises its own types for what it cannot take
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        why = sentence(error).rstrip(".")
     if why:
         raise UsageError(f"{kind} cannot draw in {steps} steps: {why}; give another --steps, or another --sampler")
     return scheduler
@@ -87,8 +87,15 @@ def many_steps(
     return model.decode(latents)
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise UsageError for a prompt that is not valid Unicode, which no tokenizer takes."""
+    for text in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"the prompt {text!a} is not valid Unicode; write it in UTF-8")
+
+
 def check_sampling(
-    model: Model, steps: int | None, guidance: float | None, sampler: str | None = None
+    model: Model | Description, steps: int | None, guidance: float | None, sampler: str | None = None
 ) -> tuple[int, float]:
     """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 

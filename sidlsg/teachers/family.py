@@ -54,6 +54,15 @@ class Description:
     student: dict[str, Any] | None = None
     licence: str | None = None
 
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """As a loaded model has it, like ``schedule``."""
+        return self.scheduler
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.family.schedule(self.scheduler)
+
 
 class Family(ABC):
     """One family of latent diffusion models, in the folder layout of one diffusers pipeline."""

@@ -12,7 +12,8 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg import terminal
+from sidlsg.errors import SidlsgError, UsageError, sentence
 from sidlsg.files import INDEX_FILE, STUDENT_FILE, read_object
 from sidlsg.teachers.families import FAMILIES, family_of
 from sidlsg.teachers.family import Description, Model
@@ -23,7 +24,9 @@ STUDENT_KINDS = {"t_init": int, "timesteps": list, "teacher": str, "licence": st
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and advice of diffusers and transformers out of our output."""
+    """Keep the progress bars and advice of diffusers and transformers out of our output, unless --verbose is given."""
+    if terminal.verbose():
+        return
     import diffusers
     import transformers
 
@@ -126,6 +129,8 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
     library, _, name = kind.rpartition(".")
     cls = getattr(importlib.import_module(library), name)
     network = issubclass(cls, nn.Module)
+    if network and not (folder / "config.json").is_file():  # libraries would ask the hub for it
+        raise SidlsgError(f"{folder} has no config.json; fetch or copy the model again")
     options: dict[str, Any] = {}
     if network:
         dtype_name = "dtype" if library == "transformers" else "torch_dtype"
@@ -144,9 +149,8 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
     except Exception as error:  # each library raises its own types; all mean the same to the user
         if network and (missing := _not_there(folder, cls)):
             raise _foreign(folder, missing) from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise SidlsgError(
-            f"{folder} cannot be loaded: {first}. If the file is corrupt or cut short, fetch or copy it again."
+            f"{folder} cannot be loaded: {sentence(error)} If the file is corrupt or cut short, fetch or copy it again."
         ) from error
 
 

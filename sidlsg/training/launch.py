@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,12 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
-from sidlsg.planning.plan import misfit, plan
+from sidlsg.planning.plan import misfit, plan, processes_note, sheet
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, default_name, settled
 from sidlsg.settings import make_config
+from sidlsg.sheet import Sheet
 from sidlsg.teachers.prompt_lists import prompt_path
 from sidlsg.teachers.registry import Location, at_hand, locate
 
@@ -52,15 +54,29 @@ class Job:
     problem: str | None
     notes: tuple[str, ...] = ()
 
-    def plan(self) -> RenderableType:
-        """What will run, how it is cut up and what it will cost, as tables for a terminal."""
+    @property
+    def lines(self) -> dict[str, str]:
+        """What will run, how it is cut up and what it will cost: named lines of text."""
         listed = f"{self.config.prompts} (to be downloaded to {self.prompts_path})"
         if self.prompts is not None:
             listed = repr(self.prompts)
-        shown = plan(
+        return plan(
             self.config, self.preset, self.folder.path, self.teacher, self.footprint, listed, self.processes, self.gpu
         )
-        return Group(*(Text.assemble(("note: ", "yellow"), note) for note in self.notes), shown)
+
+    def plan(self, whole: bool = False) -> RenderableType:
+        """The lines that matter, in groups, or the ``whole`` plan with every setting; to be printed with ``soft_wrap=True``."""
+        notes = [Text.assemble(("note: ", "yellow"), note) for note in self.notes]
+        return Group(sheet(self.lines, self.config, whole), *([""] if notes else []), *notes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for programs: the lines, the effective configuration, the notes, and why it does not fit, if so."""
+        return {
+            "plan": self.lines,
+            "config": self.config.as_dict(),
+            "notes": list(self.notes),
+            "problem": self.problem,
+        }
 
     @property
     def complete(self) -> bool:
@@ -92,11 +108,11 @@ def prepare(
         folder.check(config)
     get_protocol(config.eval_protocol)
     launched = distributed.launched()
-    notes = [note for note in (place.note, about_teacher(place, config)) if note]
     path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
     gpu = plan_gpu(config, dry_run)
     found = recognise(place, config.attention if gpu is not None else None)
     processes = launched.world if launched.by_torchrun or not dry_run else config.processes
+    notes = (place.note, about_teacher(place, config), processes_note(config, processes))
     planned = replace(config, processes=processes)
     return Job(
         config=config,
@@ -109,7 +125,7 @@ def prepare(
         gpu=gpu,
         footprint=found,
         problem=None if gpu is None else misfit(planned, found.footprint if found else None, gpu),
-        notes=tuple(notes),
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -171,6 +187,29 @@ def launch(job: Job, console: Console | None = None, force: bool = False) -> Run
     finally:
         distributed.stop()
     return job.folder
+
+
+def summary(folder: RunFolder, teacher: str) -> Sheet:
+    """Where everything is that a run has left so far, and what to do with it."""
+    drawn = sorted(folder.samples.glob("[0-9]*.png"))
+    report = folder.path / "report.html"
+    places = {
+        "student": folder.student if folder.student.is_dir() else None,
+        "best by score": folder.best if folder.best.is_dir() else None,
+        "report": report if report.is_file() else None,
+        "latest pictures": drawn[-1] if drawn else None,
+        "curves": folder.curves if folder.curves.is_file() else None,
+        "checkpoints": folder.checkpoints if not folder.student.is_dir() else None,
+    }
+    name = shlex.quote(str(folder.path))
+    commands = {
+        "draw": f'sidlsg sample "..." --model {name}',
+        "compare": f'sidlsg compare "..." --models {name},{shlex.quote(teacher)}',
+        "score": f"sidlsg eval --model {name}",
+    }
+    return Sheet(
+        {"Where it is": {key: str(path) for key, path in places.items() if path}, "What to do with it": commands}
+    )
 
 
 def preset_here(teacher: str) -> str:

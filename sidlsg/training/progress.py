@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
-from sidlsg.formats import duration
+from sidlsg.formats import duration, sparkline
+from sidlsg.runs.folder import RunFolder, read_metrics
 
 NOTE = (
     "The generator loss oscillates around zero by design and says nothing about quality: "
@@ -35,23 +39,34 @@ class RunConsole(Console):
         os.dup2(nowhere, sys.stdout.fileno())  # so that Python's own flush at the end finds a file
 
 
+class Bar(Progress):
+    """A bar with lines of text below it, wrapped where the terminal is narrow."""
+
+    text = Text("starting")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from (self.make_tasks_table(self.tasks), self.text)
+
+
 class RunProgress:
-    """Shows images seen, images/s, time left, both losses and peak memory. Use as a context manager.
+    """Shows images seen, images/s, time left, losses, memory, the score's course and the latest grid. Use as a context manager.
 
     ``due()`` says whether an update is wanted, so that the caller reads values from the GPU only then.
     """
 
-    def __init__(self, console: Console, total: int, start: int) -> None:
-        self.console, self.total, self.start = console, total, start
-        self.every = 1.0 if console.is_terminal else 5.0
+    def __init__(self, console: Console, total: int, start: int, folder: RunFolder) -> None:
+        self.console, self.total, self.start, self.folder = console, total, start, folder
+        self.every = 1.0 if console.is_interactive else 5.0
         self._begun = self._last = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
+        self._grid = newest_grid(folder)
 
     def __enter__(self) -> RunProgress:
-        if self.console.is_terminal:
-            columns = (BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
-            self._task = self._bar.add_task("starting", total=self.total, completed=self.start)
+        if self.console.is_interactive:
+            self._bar = Bar(
+                BarColumn(), TextColumn("{task.percentage:.0f} %"), console=self.console, refresh_per_second=4
+            )
+            self._task = self._bar.add_task("", total=self.total, completed=self.start)
             self._bar.start()
         return self
 
@@ -65,15 +80,39 @@ class RunProgress:
         return time.monotonic() - self._last >= self.every
 
     def update(self, images_seen: int, loss_fake: float, loss_generator: float, peak_gib: float) -> None:
-        """Show one line; losses are summed over C, H, W and averaged over the batch."""
+        """Show how far the run is; losses are summed over C, H, W and averaged over the batch."""
         self._last = time.monotonic()
         rate = (images_seen - self.start) / max(1e-9, self._last - self._begun)
         left = duration((self.total - images_seen) / rate) if rate > 0 else "?"
-        text = (
-            f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {left} left  "
-            f"ψ loss {loss_fake:.1f}  θ loss {loss_generator:+.1f}  {peak_gib:.2f} GiB"
-        )
+        lines = [
+            f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {left} left  {peak_gib:.2f} GiB",
+            f"ψ loss {loss_fake:.1f}  θ loss {loss_generator:+.1f}",
+        ]
+        if course := score_course(self.folder):
+            lines.append(course)
+        grid, known = newest_grid(self.folder), self._grid
+        self._grid = grid
         if self._bar:
-            self._bar.update(self._task, completed=images_seen, description=text)
-        else:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self._bar.update(self._task, completed=images_seen)
+            self._bar.text = Text("\n".join([*lines, f"latest pictures: {grid}"] if grid else lines))
+            return
+        self.console.print("  ".join(lines), highlight=False, soft_wrap=True, markup=False)
+        if grid != known:
+            self.console.print(f"latest pictures: {grid}", highlight=False, soft_wrap=True, markup=False)
+
+
+def newest_grid(folder: RunFolder) -> Path | None:
+    """The last sample grid that the run has drawn."""
+    return max(folder.samples.glob("[0-9]*.png"), default=None)
+
+
+def score_course(folder: RunFolder) -> str | None:
+    """The distance over the run so far as a sparkline, with its last value; None where nothing is scored."""
+    if not folder.scores.is_file():
+        return None
+    lines = read_metrics(folder.scores)
+    key = next((key for key in ("fid", "fd") if lines and key in lines[-1]), None)
+    if key is None:
+        return None
+    values = [line[key] for line in lines if key in line]
+    return f"{key} {sparkline(values)} {values[-1]:.4g}, best {min(values):.4g}"

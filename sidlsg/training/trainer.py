@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.markup import escape
 from sidlsg import distributed
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.devices import peak_memory, pick_device
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import SidlsgError, Stopped, UsageError
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
@@ -27,16 +28,13 @@ from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine, stored_dtype
 from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
+from sidlsg.training.mirror import Mirror, check_tracker
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import stop_signals
 from sidlsg.training.tracking import Tracker, draw_curves, due
 from sidlsg.version import __version__
-
-
-class Stopped(SidlsgError):
-    """The user asked the run to stop; everything up to ``images_seen`` is saved."""
 
 
 class Trainer:
@@ -55,6 +53,7 @@ class Trainer:
         self.images_seen = 0
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
+        check_tracker(config.tracker)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
         self.engine = Engine.build(config, teacher, self.device)
@@ -164,6 +163,18 @@ class Trainer:
                     )
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
             self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
+        self.mirror = Mirror(
+            config if self.processes.main else replace(config, tracker="none"), self.folder, self.images_seen, self.warn
+        )
+        with closing(self.mirror):
+            self._train(resumed)
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def _train(self, resumed: bool) -> None:
+        config = self.config
+        if not resumed:
             self.grid()
             self.track(-1)
         for text in self.tracker.warnings if self.tracker else []:
@@ -175,7 +186,10 @@ class Trainer:
         self.console.print(NOTE, highlight=False, style="dim")
         if config.precision == "fp16":
             self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
-        with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals() as stop:
+        with (
+            RunProgress(self.console, config.images, self.images_seen, self.folder) as progress,
+            stop_signals() as stop,
+        ):
             while self.images_seen < config.images:
                 before = self.images_seen
                 self.iterate()
@@ -240,12 +254,14 @@ class Trainer:
         }
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.mirror.line(line)
 
     def grid(self) -> None:
         """Draw the fixed prompts to samples/<images seen>.png."""
         if self.processes.main:
             path = self.folder.samples / f"{self.images_seen:012d}.png"
             draw_grid(self.engine, self.grid_prompts, self.images_seen, path)
+            self.mirror.picture(self.images_seen, path)
 
     def track(self, before: int) -> float:
         """Score the student when that is due since ``before`` images (-1: the start); returns the seconds it took.
@@ -267,6 +283,7 @@ class Trainer:
             line = {"images_seen": self.images_seen} | tracker.about | scores
             with self.folder.scores.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self.mirror.line(line)
             draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self.console.print(f"{self.images_seen:,} images: {shown}", highlight=False, soft_wrap=True)

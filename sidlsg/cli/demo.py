@@ -1,0 +1,50 @@
+"""``sidlsg demo``: a page on this machine where the picture follows the prompt as it is typed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The model that draws as one types, and, given twice, the one to compare it with on request (emoji@25: with 25 "
+            "steps). Default: emoji-student and the teacher of the first."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but 127.0.0.1 lets other machines draw on this one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 7860,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Serve a page where one types a prompt and sees the picture change (needs `pip install "sidlsg[demo]"`).
+
+    The teacher draws beside it on request, with the seconds of each; seeds can be walked through, and sixteen seen at once. One
+    picture is drawn at a time, and nothing is kept of what visitors type. Ctrl-C ends it.
+
+    Examples: `sidlsg demo` · `sidlsg demo --model runs/my-run --model sd15@25`
+    """
+    from sidlsg.errors import UsageError
+
+    if model is not None and len(model) > 2:
+        raise UsageError(f"--model is given {len(model)} times; a page shows one or two models")
+    try:
+        from sidlsg.demo.server import listen, serve
+    except ImportError as error:
+        raise UsageError(f'the demo needs {error.name}: pip install "sidlsg[demo]"') from None
+    from sidlsg.demo.studio import Studio
+    from sidlsg.terminal import note
+
+    with listen(host, port) as listening:
+        studio = Studio(model or ["emoji-student"], device, precision)
+        shown, bound = listening.getsockname()[:2]
+        print(f"http://{shown}:{bound}/", flush=True)
+        note("Ctrl-C ends it.", label="")
+        serve(studio, host, listening)
