@@ -135,11 +135,11 @@ def test_a_run_ends_with_where_everything_is(run, tiny_teacher: Path, prompt_fil
     }
     assert lines["student"] == str(Path("a run", "student"))
     assert lines["latest pictures"] == str(Path("a run", "samples", "000000000016.png"))
-    assert "report" not in lines
     assert lines["draw"] == "sidlsg sample \"...\" --model 'a run'"
     assert lines["score"] == "sidlsg eval --model 'a run'"
-    Path("a run", "report.html").touch()
-    assert str(Path("a run", "report.html")) in run(*words)[1]
+    page = Path("a run", "report.html")
+    assert out.splitlines()[-1] == f"Open {page} in a browser: it shows whether this works."
+    assert 'data-seen="16"' in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

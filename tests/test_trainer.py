@@ -18,14 +18,17 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from sidlsg import api
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
 from sidlsg.method.condition import Condition
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.sampling.pictures import make_grid
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
+from sidlsg.training.outputs import draw_teacher_grid, teacher_grid_is_cheap
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
 
@@ -460,3 +463,50 @@ def test_other_precisions_train(precision: str, tiny_teacher, tmp_path, prompt_f
         for a, b in zip(engine.generator.parameters(), start.engine.generator.parameters(), strict=True)
     ]
     assert sum(moved) > 0.8 * len(moved)
+
+
+# -- what a run shows ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_that_cannot_be_written_is_said_and_the_run_goes_on(
+    tiny_teacher, tmp_path, prompt_file, capsys
+) -> None:
+    out = tmp_path / "run"
+    lines = PromptFile(prompt_file)
+    built = Trainer(config_for(tiny_teacher, images=8), RunFolder(out), lines, lines[:1], Console(width=200))
+    (out / "report.html").mkdir()
+    built.run()
+    assert (out / "student" / "model_index.json").is_file()
+    assert "warning: the run goes on without its report:" in capsys.readouterr().out
+
+
+def test_a_diverged_run_has_a_report_that_says_so(tiny_teacher, tmp_path, prompt_file) -> None:
+    with pytest.raises(SidlsgError, match="latent"):
+        trainer(config_for(tiny_teacher, latent_std=(1e-6, 1e-5)), tmp_path / "run", prompt_file).run()
+    assert 'data-seen="0"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_teachers_grid_is_what_sample_draws(tiny_teacher, tmp_path, prompt_file) -> None:
+    config = config_for(tiny_teacher, micro_batch=2)
+    built = trainer(config, tmp_path / "run", prompt_file)
+    prompts = built.grid_prompts
+    draw_teacher_grid(built.engine, prompts, tmp_path / "teacher.png")
+    drawn = [
+        picture.image
+        for text, seed in zip(prompts, range(4), strict=True)
+        for picture in api.sample(text, model=tiny_teacher, seeds=[seed], device="cpu")
+    ]
+    with Image.open(tmp_path / "teacher.png") as grid:
+        assert grid.tobytes() == make_grid(drawn).tobytes()
+
+
+@pytest.mark.parametrize(("images", "drawn"), [(48, False), (5120, True)])
+def test_the_teachers_grid_is_drawn_where_it_costs_little(
+    tiny_teacher, tmp_path, prompt_file, monkeypatch, images, drawn
+) -> None:
+    """16 pictures of 25 steps with guidance are 800 passes; an image of LSG costs about as much as 19."""
+    assert teacher_grid_is_cheap(Config(images=images), 16) == drawn
+    monkeypatch.setattr(Trainer, "iterate", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(config_for(tiny_teacher, images=images), tmp_path / "run", prompt_file).run()
+    assert RunFolder(tmp_path / "run").teacher_grid.is_file() == drawn

@@ -35,8 +35,9 @@ def report(
     from sidlsg.report import curves
     from sidlsg.report import png as drawing
     from sidlsg.report.live import HOST, Live, server
-    from sidlsg.report.page import NAME, build
+    from sidlsg.report.page import build
     from sidlsg.report.reading import read_run
+    from sidlsg.runs.folder import RunFolder
     from sidlsg.terminal import note
 
     def warn(text: str) -> None:
@@ -46,7 +47,7 @@ def report(
         raise UsageError("--port is the port of --live; give both")
     if len({path.resolve() for path in runs}) < len(runs):
         raise UsageError("a run is given twice")
-    target = out or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
+    target = out or (RunFolder(runs[0]).report if len(runs) == 1 else Path("report.html"))
     if target.is_dir():
         raise UsageError(f"--out {target} is a folder; give the name of a file")
     found = [read_run(path) for path in runs]

@@ -23,16 +23,16 @@ from sidlsg.report.plot import Plot, Series
 from sidlsg.report.reading import Run, closest_preset, differing, number, read_run
 from sidlsg.report.references import references
 from sidlsg.report.verdict import judge
+from sidlsg.runs.folder import RunFolder
 from sidlsg.version import __version__
 
-NAME = "report.html"
 CLOSE = 1.1  # of the smallest distance; a seed moves a short run's by about as much (docs/claims.md)
 TONE_WORDS = {"good": "in favour", "warn": "a warning", "bad": "against", "open": "unknown"}
 
 
 def write(folder: Path) -> Path:
     """Write ``report.html`` into a run folder; returns its path. Raises UsageError when it is no run folder."""
-    path = folder / NAME
+    path = RunFolder(folder).report
     write_text(path, build([read_run(folder)]))
     return path
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -98,17 +99,23 @@ def _picture(run: Run, seen: int, path: Path, side: int, damaged: set[Path]) -> 
     if path in damaged:
         return None
     try:
-        with Image.open(path) as file:
-            file.load()
-            prompts = str(getattr(file, "text", {}).get("prompts", ""))
-            picture = file.convert("RGB")
+        return replace(_encoded(path, path.stat().st_mtime_ns, side), seen=seen)
     except Exception as error:  # Pillow raises half a dozen types for a damaged file
         damaged.add(path)
         run.problems.append(f"{path} is not a readable picture and left out ({error})")
         return None
+
+
+@functools.lru_cache(maxsize=4 * MOST)  # a report that is written anew encodes its new grids only
+def _encoded(path: Path, changed: int, side: int) -> Picture:
+    """The picture of a file that was written at ``changed``, for a page; raises what Pillow raises."""
+    with Image.open(path) as file:
+        file.load()
+        prompts = str(getattr(file, "text", {}).get("prompts", ""))
+        picture = file.convert("RGB")
     sharp = max(picture.size) <= min(SHARP, side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", lossless=sharp, quality=80, method=4)
     uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(seen, uri, *picture.size, sharp, tuple(filter(None, prompts.split(" | "))))
+    return Picture(0, uri, *picture.size, sharp, tuple(filter(None, prompts.split(" | "))))

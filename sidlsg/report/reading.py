@@ -121,7 +121,6 @@ def read_run(path: Path) -> Run:
             problems.append(f"{folder.scores}: scores of another protocol ({', '.join(others)}) are left out")
         scores = [line for line in scores if line.get("protocol") == newest]
     states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
-    teacher = folder.samples / "teacher.png"
     return Run(
         path=path,
         name=path.resolve().name,
@@ -130,7 +129,7 @@ def read_run(path: Path) -> Run:
         metrics=_lines(folder.metrics, problems),
         scores=scores,
         grids=sorted((int(p.stem), p) for p in folder.samples.glob("*.png") if p.stem.isascii() and p.stem.isdigit()),
-        teacher_grid=teacher if teacher.is_file() else None,
+        teacher_grid=folder.teacher_grid if folder.teacher_grid.is_file() else None,
         note=_object(folder.student / "sidlsg.json", problems),
         state=_object(states[-1], problems) if states else {},
         problems=problems,

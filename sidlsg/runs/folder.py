@@ -68,6 +68,14 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def teacher_grid(self) -> Path:
+        return self.samples / "teacher.png"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def student(self) -> Path:
         return self.path / "student"
 

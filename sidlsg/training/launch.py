@@ -189,16 +189,13 @@ def launch(job: Job, console: Console | None = None, force: bool = False) -> Run
     return job.folder
 
 
-def summary(folder: RunFolder, teacher: str) -> Sheet:
-    """Where everything is that a run has left so far, and what to do with it."""
+def summary(folder: RunFolder, teacher: str) -> RenderableType:
+    """Where everything is that a run has left so far, what to do with it, and last the page that shows it."""
     drawn = sorted(folder.samples.glob("[0-9]*.png"))
-    report = folder.path / "report.html"
     places = {
         "student": folder.student if folder.student.is_dir() else None,
         "best by score": folder.best if folder.best.is_dir() else None,
-        "report": report if report.is_file() else None,
         "latest pictures": drawn[-1] if drawn else None,
-        "curves": folder.curves if folder.curves.is_file() else None,
         "checkpoints": folder.checkpoints if not folder.student.is_dir() else None,
     }
     name = shlex.quote(str(folder.path))
@@ -207,8 +204,13 @@ def summary(folder: RunFolder, teacher: str) -> Sheet:
         "compare": f'sidlsg compare "..." --models {name},{shlex.quote(teacher)}',
         "score": f"sidlsg eval --model {name}",
     }
-    return Sheet(
+    shown = Sheet(
         {"Where it is": {key: str(path) for key, path in places.items() if path}, "What to do with it": commands}
+    )
+    if not folder.report.is_file():
+        return shown
+    return Group(
+        shown, Text.assemble("\nOpen ", (str(folder.report), "bold"), " in a browser: it shows whether this works.")
     )
 
 

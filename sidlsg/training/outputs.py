@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidlsg.sampling.draw import seed_noise
+from sidlsg.config import Config
+from sidlsg.planning.cost import forward_equivalents
+from sidlsg.sampling.draw import DEFAULT_STEPS, draw, seed_noise
 from sidlsg.sampling.pictures import make_grid, save_png, to_pil
 from sidlsg.teachers.student import save_student
 from sidlsg.training.engine import Engine
@@ -17,6 +19,8 @@ from sidlsg.version import __version__
 
 # Figure 2 of the paper: 0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4 and 5 million images of a 5M run.
 GRID_SHARES = (0, 0.004, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+
+TEACHER_GRID_SHARE = 0.02  # of the network passes of a run
 
 
 def grid_places(images: int, batch: int) -> list[int]:
@@ -40,6 +44,25 @@ def draw_grid(engine: Engine, prompts: Sequence[str], images_seen: int, path: Pa
             part = slice(first, first + micro)
             pictures += to_pil(draw_pictures(engine, z[part], prompts[part]))
     save_png(make_grid(pictures), path, prompts=" | ".join(prompts), images_seen=images_seen)
+
+
+def teacher_grid_is_cheap(config: Config, pictures: int) -> bool:
+    """Whether a teacher's grid costs at most ``TEACHER_GRID_SHARE`` of the run's network passes."""
+    passes = 2 * DEFAULT_STEPS * pictures
+    return passes <= TEACHER_GRID_SHARE * forward_equivalents(config) * config.images
+
+
+def draw_teacher_grid(engine: Engine, prompts: Sequence[str], path: Path) -> None:
+    """The prompts of the sample grids with the same seeds, drawn by the teacher as `sidlsg sample` does by default.
+
+    Guidance doubles a batch, so half as many pictures at once as in training take no more memory.
+    """
+    dtype, device = engine.nets.teacher.autocast, next(engine.teacher.network.parameters()).device
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        pictures = list(
+            draw(engine.teacher, prompts, range(len(prompts)), batch=max(1, engine.config.micro_batch // 2))
+        )
+    save_png(make_grid(pictures), path, prompts=" | ".join(prompts))
 
 
 def write_student(

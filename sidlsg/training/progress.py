@@ -17,8 +17,8 @@ from sidlsg.formats import duration, sparkline
 from sidlsg.runs.folder import RunFolder, read_metrics
 
 NOTE = (
-    "The generator loss oscillates around zero by design and says nothing about quality: "
-    "look at the grids in samples/, and at x_g's mean and standard deviation staying put."
+    "The generator loss oscillates around zero by design and says nothing about quality. report.html in the run folder shows "
+    "what does, and is written anew with every grid of pictures."
 )
 
 # With beta1 = 0 an Adam step is about lr x g / sqrt(v), 1e-6. From 0.0039 on, fp16 numbers are at least 3.8e-6 apart and the step

@@ -14,22 +14,29 @@ from dataclasses import replace
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
-from sidlsg import distributed
+from sidlsg import distributed, report
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.devices import peak_memory, pick_device
-from sidlsg.errors import SidlsgError, Stopped, UsageError
+from sidlsg.errors import SidlsgError, Stopped, UsageError, sentence
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
+from sidlsg.terminal import say
 from sidlsg.training.engine import Engine, stored_dtype
 from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
 from sidlsg.training.mirror import Mirror, check_tracker
-from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
+from sidlsg.training.outputs import (
+    draw_grid,
+    draw_pictures,
+    draw_teacher_grid,
+    grid_places,
+    teacher_grid_is_cheap,
+    write_student,
+)
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import stop_signals
@@ -110,7 +117,7 @@ class Trainer:
                 "back, or give another --out to start a new run"
             )
         for warning in warnings:
-            self.console.print(f"[yellow]warning:[/] {escape(warning)}; going on from the one before", highlight=False)
+            self.warn(f"{warning}; going on from the one before")
         different = self.engine.load_state(tensors, state["adam_steps"])
         if different:
             raise SidlsgError(
@@ -152,40 +159,47 @@ class Trainer:
         resumed = self.resume()
         self.agree()
         if resumed:
-            self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
+            say(self.console, f"resuming at {self.images_seen:,} images")
         else:
             if self.processes.main:
                 if self.folder.begun:
-                    self.console.print(
-                        f"[yellow]note:[/] there is no checkpoint in {escape(str(self.checkpoints.folder))}: the run that was "
-                        "here before starts again from 0 images",
-                        highlight=False,
+                    say(
+                        self.console,
+                        f"there is no checkpoint in {self.checkpoints.folder}: the run that was here before starts again from 0 "
+                        "images",
+                        "note: ",
                     )
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
-            self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
+            say(self.console, preflight(self.engine, self.prompts[0]))
         self.mirror = Mirror(
             config if self.processes.main else replace(config, tracker="none"), self.folder, self.images_seen, self.warn
         )
-        with closing(self.mirror):
-            self._train(resumed)
+        try:
+            with closing(self.mirror):
+                self._train(resumed)
+        finally:
+            self.report()
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        say(self.console, text, "warning: ")
 
     def _train(self, resumed: bool) -> None:
         config = self.config
         if not resumed:
+            if self.processes.main and teacher_grid_is_cheap(config, len(self.grid_prompts)):
+                path = self.folder.teacher_grid
+                self.spare("the teacher's pictures", lambda: draw_teacher_grid(self.engine, self.grid_prompts, path))
             self.grid()
             self.track(-1)
         for text in self.tracker.warnings if self.tracker else []:
-            self.console.print(f"[yellow]note:[/] scores while training: {escape(text)}", highlight=False)
+            say(self.console, f"scores while training: {text}", "note: ")
         if config.compile:
             self.engine.compile()
         grids = grid_places(config.images, config.batch)
         begun, logged, saved = time.monotonic(), self.images_seen, time.monotonic()
-        self.console.print(NOTE, highlight=False, style="dim")
+        self.console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
         if config.precision == "fp16":
-            self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
+            self.warn(FP16_NOTE)
         with (
             RunProgress(self.console, config.images, self.images_seen, self.folder) as progress,
             stop_signals() as stop,
@@ -256,12 +270,25 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         self.mirror.line(line)
 
+    def spare(self, what: str, work: Callable[[], object]) -> None:
+        """Make something that the run can do without: what goes wrong there is said, and the run goes on."""
+        try:
+            work()
+        except Exception as error:
+            self.warn(f"the run goes on without {what}: {sentence(error)}")
+
+    def report(self) -> None:
+        """Write report.html anew."""
+        if self.processes.main:
+            self.spare("its report", lambda: report.write(self.folder.path))
+
     def grid(self) -> None:
-        """Draw the fixed prompts to samples/<images seen>.png."""
+        """Draw the fixed prompts to samples/<images seen>.png, and show them in the report."""
         if self.processes.main:
             path = self.folder.samples / f"{self.images_seen:012d}.png"
             draw_grid(self.engine, self.grid_prompts, self.images_seen, path)
             self.mirror.picture(self.images_seen, path)
+            self.report()
 
     def track(self, before: int) -> float:
         """Score the student when that is due since ``before`` images (-1: the start); returns the seconds it took.
@@ -286,7 +313,7 @@ class Trainer:
             self.mirror.line(line)
             draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.console.print(f"{self.images_seen:,} images: {shown}", highlight=False, soft_wrap=True)
+            say(self.console, f"{self.images_seen:,} images: {shown}")
             if before >= 0 and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
                 write_student(self.engine, self.folder.best, self.images_seen, self.prompts.sha256, scores)
         return time.monotonic() - begun
