@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_option
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[sample ...]")
@@ -17,11 +18,23 @@ ARCH_HELP = "sd15, sd21-base or sdxl (random weights at the real size), or emoji
 @app.callback()
 def bench(
     context: typer.Context,
-    arch: Annotated[str | None, typer.Option(help=f"{ARCH_HELP} Default: sd15 on a GPU, emoji on a CPU.")] = None,
-    strategy: Annotated[list[str] | None, typer.Option(help="Repeatable; default: all four.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="Repeatable; default: the preset's.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.architectures, help=f"{ARCH_HELP} Default: sd15 on a GPU, emoji on a CPU."
+        ),
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(autocompletion=completion.strategies, help="Repeatable; default: all four.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(autocompletion=completion.precisions, help="Repeatable; default: the preset's.")
+    ] = None,
     preset: Annotated[
-        list[str] | None, typer.Option(help="Repeatable; default: the newest that is made for this device.")
+        list[str] | None,
+        typer.Option(
+            autocompletion=completion.presets, help="Repeatable; default: the newest that is made for this device."
+        ),
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")] = None,
     images: Annotated[
@@ -29,12 +42,13 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting of a preset: NAME=VALUE.")
+        list[str] | None,
+        typer.Option("--set", autocompletion=completion.settings, help="Any other setting of a preset: NAME=VALUE."),
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also each switch of the engine turned off, one by one.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path | None, path_option("Folder for bench.json and bench.md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:
@@ -76,14 +90,22 @@ def bench(
 
 @app.command("sample")
 def sample(
-    arch: Annotated[str | None, typer.Option(help=f"{ARCH_HELP} Default: sd15 on a GPU, emoji on a CPU.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.architectures, help=f"{ARCH_HELP} Default: sd15 on a GPU, emoji on a CPU."
+        ),
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
     images: Annotated[int, typer.Option(min=1, help="Pictures a measurement.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:

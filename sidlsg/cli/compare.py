@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_option
 from sidlsg.paths import user_path
 
@@ -19,8 +20,9 @@ def compare(
     models: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=completion.models,
             help="Runs, diffusers folders, aliases or hub ids, with commas between; a teacher may have its own steps and "
-            "guidance: emoji@25, sd15@50:7.5. Repeatable. Default: emoji-student,emoji."
+            "guidance: emoji@25, sd15@50:7.5. Repeatable. Default: emoji-student,emoji.",
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="One column a seed: 0-7 or 1,5,8-10.")] = "0-7",
@@ -28,14 +30,20 @@ def compare(
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance of the teachers without @STEPS:GUIDANCE (default 3).")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="Sampler of the teachers (default: each one's own).")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.samplers, help="Sampler of the teachers (default: each one's own)."),
+    ] = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Pictures made at once; changes the seconds, not the pictures.")
     ] = 8,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path, path_option("The .png file to write.")] = Path("compare.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the file and the seconds as JSON.")] = False,
 ) -> None:

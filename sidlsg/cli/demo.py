@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
+
 
 def demo(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=completion.models,
             help="The model that draws as one types, and, given twice, the one to compare it with on request (emoji@25: with 25 "
-            "steps). Default: emoji-student and the teacher of the first."
+            "steps). Default: emoji-student and the teacher of the first.",
         ),
     ] = None,
     host: Annotated[
@@ -20,9 +23,12 @@ def demo(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 7860,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Serve a page where one types a prompt and sees the picture change (needs `pip install "sidlsg[demo]"`).
 

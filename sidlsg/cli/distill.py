@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_option
 
 
@@ -14,17 +15,23 @@ def distill(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Preset name (`sidlsg presets list`) or YAML file; default: `cpu` for emoji, else the one for this GPU."
+            autocompletion=completion.presets,
+            help="Preset name (`sidlsg presets list`) or YAML file; default: `cpu` for emoji, else the one for this GPU.",
         ),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Alias (`sidlsg models`), hub id or diffusers folder.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.teachers, help="Alias (`sidlsg models`), hub id or diffusers folder."),
+    ] = None,
     prompts: Annotated[
         str | None, typer.Option(help="Text file, one prompt a line, a table, or an alias (aesthetics6plus).")
     ] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="long, short, lsg-simple or lsg.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(autocompletion=completion.strategies, help="long, short, lsg-simple or lsg.")
+    ] = None,
     kappa: Annotated[
         str | None, typer.Option(help="The strategy's scale, or all four: k1,k2,k3,k4. 1 is no guidance.")
     ] = None,
@@ -35,20 +42,32 @@ def distill(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of both networks.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 (autocast) or fp16 (the paper's pure half).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.precisions, help="fp32, bf16 (autocast) or fp16 (the paper's pure half)."
+        ),
     ] = None,
     ema: Annotated[bool | None, typer.Option("--ema/--no-ema", help="Average the generator's weights.")] = None,
     eval_every: Annotated[
         str | None, typer.Option(help="Score the student every so many images, keep the best, draw curves.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Annotated[
+        str | None, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting of a preset: --set two_stage=true (repeatable)."),
+        typer.Option(
+            "--set",
+            autocompletion=completion.settings,
+            help="Any other setting of a preset: --set two_stage=true (repeatable).",
+        ),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Plan for this GPU: a5000, a6000, a100, h100, h200, 4090, ...")
+        str | None,
+        typer.Option(
+            autocompletion=completion.gpus, help="Plan for this GPU: a5000, a6000, a100, h100, h200, 4090, ..."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Run even if the plan says that memory will not suffice.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_argument, path_option
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[stats ...]")
@@ -19,7 +20,10 @@ DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 @app.callback()
 def evaluate(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Run folder, diffusers folder, alias or hub id.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.models, help="Run folder, diffusers folder, alias or hub id."),
+    ] = None,
     coco30k: Annotated[
         bool, typer.Option("--coco30k", help="30,000 COCO captions, as the paper's tables 1 and 2.")
     ] = False,
@@ -36,17 +40,24 @@ def evaluate(
         str | None,
         typer.Option(help="Column with the file names of the pictures in --images that the captions belong to."),
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="gigagan, sid-lsg or embedded.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(autocompletion=completion.protocols, help="gigagan, sid-lsg or embedded.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
     limit: Annotated[
         int | None, typer.Option(help="Only the first N captions (of each style); not comparable with tables.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Sampler of a teacher: ddim, dpm++, unipc, ...")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(autocompletion=completion.samplers, help="Sampler of a teacher: ddim, dpm++, unipc, ..."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures at once; does not change scores.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the generator: fp32, bf16 or fp16.")] = None,
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(autocompletion=completion.precisions, help="Of the generator: fp32, bf16 or fp16.")
+    ] = None,
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help=DEVICE_HELP)] = "auto",
     inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
     clip: Annotated[Path | None, path_option("CLIP ViT-g-14 weights file.")] = None,
     hps: Annotated[Path | None, path_option("HPS weights file.")] = None,
@@ -135,12 +146,14 @@ def evaluate(
 def stats(
     folder: Annotated[Path, path_argument("Folder of real pictures.")],
     out: Annotated[Path, path_option("File to write: coco.npz.")],
-    protocol: Annotated[str, typer.Option(help="gigagan, sid-lsg or embedded.")] = "gigagan",
+    protocol: Annotated[
+        str, typer.Option(autocompletion=completion.protocols, help="gigagan, sid-lsg or embedded.")
+    ] = "gigagan",
     features: Annotated[
         bool, typer.Option("--features/--no-features", help="Keep features, which precision and recall need.")
     ] = True,
     inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help=DEVICE_HELP)] = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
 ) -> None:
     """Make a file of reference statistics to share, so that others need no pictures.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_argument
 
 app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no_args_is_help=True)
@@ -57,7 +58,7 @@ def list_presets(as_json: Annotated[bool, typer.Option("--json", help="Print the
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="Preset name or YAML file.")],
+    name: Annotated[str, typer.Argument(autocompletion=completion.presets, help="Preset name or YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print every setting, with the defaults, as JSON.")] = False,
 ) -> None:
     """Print a preset with its comments, after checking it."""
@@ -73,7 +74,7 @@ def show(
 
 @app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="Preset name.")],
+    name: Annotated[str, typer.Argument(autocompletion=completion.presets, help="Preset name.")],
     to: Annotated[Path | None, path_argument("File or folder (default: here).")] = None,
 ) -> None:
     """Copy a preset out to edit; use it with `sidlsg distill --preset FILE.yaml`."""

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.cli.options import path_option
 
 MOST = 1_000_000  # seeds a prompt
@@ -34,17 +35,26 @@ def sample(
         int | None,
         typer.Option(min=1, help="Columns of the grid (default: about square; several prompts: a column a seed)."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Run folder, diffusers folder, alias or hub id.")] = "emoji-student",
+    model: Annotated[
+        str, typer.Option(autocompletion=completion.models, help="Run folder, diffusers folder, alias or hub id.")
+    ] = "emoji-student",
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="Sampler of a teacher: ddim, ddpm, pndm, euler, dpm++, unipc (default: its own).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.samplers,
+            help="Sampler of a teacher: ddim, ddpm, pndm, euler, dpm++, unipc (default: its own).",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once; does not change them.")] = 8,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
+        str | None,
+        typer.Option(
+            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
     out: Annotated[Path, path_option("Folder, or the name of a .png file for a single picture or a grid.")] = Path(
         "samples"
     ),
