@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/emoji-teacher.md and of the README.
+"""Draw the pictures of docs/emoji-teacher.md.
 
 python experiments/emoji/figures.py --work build/emoji --run runs/emoji-cpu-lsg-2
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -104,33 +103,9 @@ def curves(work: Path) -> None:
     figure.savefig(OUT / "teacher-curves.png", dpi=90)
 
 
-def readme(run: Path) -> None:
-    """Step 0, the end of the run, and the teacher's 25 steps, with the seconds each takes for 16 pictures."""
-    grids = sorted((run / "samples").glob("*.png"))
-    prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))
-    seconds = {}
-    for name, steps in (("emoji", 25), ("emoji-student", None)):
-        model = load_model(str(ASSETS / name), torch.device("cpu"))
-        options = {"steps": steps, "guidance": 3.0} if steps else {}
-        times = []
-        for _ in range(4):
-            begun = time.perf_counter()
-            pictures = list(draw(model, prompts, range(16), batch=16, **options))
-            times.append(time.perf_counter() - begun)
-        seconds[name] = (float(np.median(times[1:])), make_grid(pictures))
-    (slow, teacher), (fast, _) = seconds["emoji"], seconds["emoji-student"]
-    rows = [
-        (f"student, step 0: {fast:.2f} s", Image.open(grids[0])),
-        (f"student after {int(grids[-1].stem):,} images: {fast:.2f} s", Image.open(grids[-1])),
-        (f"teacher, 25 steps: {slow:.2f} s", teacher),
-    ]
-    labelled(rows, beside=True).save(OUT / "readme.png", optimize=True)
-    print(f"16 pictures: student {fast:.2f} s, teacher {slow:.2f} s")
-
-
 def progress(run: Path) -> None:
     """Half of every grid of the run, side by side, from image 0 on."""
-    grids = sorted((run / "samples").glob("*.png"))
+    grids = sorted((run / "samples").glob("[0-9]*.png"))
     rows = [(f"{int(g.stem):,}", Image.open(g).crop((0, 0, 130, 262))) for g in grids]  # two columns of the grid
     labelled(rows, beside=True).save(OUT / "progress.png", optimize=True)
 
@@ -147,7 +122,6 @@ def main() -> None:
     random_prompts(captions)
     reconstructions(art)
     curves(args.work)
-    readme(args.run)
     progress(args.run)
 
 

@@ -22,7 +22,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the list 
             ]
         )
         return
-    table = Table("alias", "what", "where", box=None, pad_edge=False)
+    table = Table("alias", "what", box=None, pad_edge=False)
+    table.add_column("where", overflow="fold")  # names that are to be copied
     for name, entry in registry().items():
         table.add_row(name, entry.what, "in the package" if entry.folder else ", then ".join(entry.repositories))
     terminal.console().print(table, highlight=False)
