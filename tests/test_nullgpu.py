@@ -56,6 +56,8 @@ def test_a_preset_runs_on_its_gpu_as_planned(preset: str, null_gpu: Path) -> Non
     assert not found["strategies"]["lsg"]["refused"]
     assert not found["strategies"]["lsg"]["waits"]
     cells = matrix.cells(found)
+    teacher = found["strategies"]["lsg"]["allocated"]["teacher's grid"]
+    assert teacher <= max(cell.plan for cell in cells)  # so it is no phase of the plan
     check(cells)
     assert max(cell.allocated for cell in cells) + OVERHEAD <= get_gpu(make_config(preset, {}).gpu).memory
 

@@ -500,6 +500,20 @@ def test_the_teachers_grid_is_what_sample_draws(tiny_teacher, tmp_path, prompt_f
         assert grid.tobytes() == make_grid(drawn).tobytes()
 
 
+def test_the_teachers_grid_is_drawn_from_halved_weights_too(tiny_teacher, tmp_path, prompt_file) -> None:
+    built = trainer(config_for(tiny_teacher, precision="bf16", half_teacher=True), tmp_path / "run", prompt_file)
+    draw_teacher_grid(built.engine, built.grid_prompts, tmp_path / "half.png")
+    draw_teacher_grid(
+        trainer(config_for(tiny_teacher), tmp_path / "other", prompt_file).engine,
+        built.grid_prompts,
+        tmp_path / "full.png",
+    )
+    half, full = (
+        torch.tensor(list(Image.open(tmp_path / f"{name}.png").tobytes())).float() for name in ("half", "full")
+    )
+    assert 0 < (half - full).abs().mean() < 3
+
+
 @pytest.mark.parametrize(("images", "drawn"), [(48, False), (5120, True)])
 def test_the_teachers_grid_is_drawn_where_it_costs_little(
     tiny_teacher, tmp_path, prompt_file, monkeypatch, images, drawn

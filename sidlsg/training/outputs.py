@@ -57,11 +57,9 @@ def draw_teacher_grid(engine: Engine, prompts: Sequence[str], path: Path) -> Non
 
     Guidance doubles a batch, so half as many pictures at once as in training take no more memory.
     """
-    dtype, device = engine.nets.teacher.autocast, next(engine.teacher.network.parameters()).device
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        pictures = list(
-            draw(engine.teacher, prompts, range(len(prompts)), batch=max(1, engine.config.micro_batch // 2))
-        )
+    model, dtype, batch = engine.teacher, engine.nets.teacher.autocast, max(1, engine.config.micro_batch // 2)
+    with torch.autocast(next(model.network.parameters()).device.type, dtype, enabled=dtype is not None):
+        pictures = list(draw(model, prompts, range(len(prompts)), batch=batch))
     save_png(make_grid(pictures), path, prompts=" | ".join(prompts))
 
 

@@ -1,7 +1,7 @@
 """Runs one preset on the null GPU and prints, as JSON, what PyTorch's allocator says of each phase; in ``cards.environment``.
 
 ``python -m nullgpu.run PRESET --strategy NAME ... [--set NAME=VALUE ...]``: the pre-flight check of every strategy; then for each
-two iterations of two rounds, with the draws of a whole batch on the GPU, a grid, a checkpoint and the student's folder.
+two iterations of two rounds, with the draws of a whole batch on the GPU, both kinds of grid, a checkpoint and the student's folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sidlsg.settings import gather, make_config
 from sidlsg.teachers.architectures import build_model
 from sidlsg.training import preflight
 from sidlsg.training.engine import Engine, stored_dtype
-from sidlsg.training.outputs import draw_grid, write_student
+from sidlsg.training.outputs import draw_grid, draw_teacher_grid, write_student
 
 LARGE = 2**20  # bytes; the null GPU copies nothing larger
 
@@ -177,6 +177,8 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
         with tempfile.TemporaryDirectory() as folder:
             with peaks.phase("grid"):
                 draw_grid(engine, ["a cat"] * config.micro_batch, 0, Path(folder, "grid.png"))
+            with peaks.phase("teacher's grid"):
+                draw_teacher_grid(engine, ["a cat"] * config.micro_batch, Path(folder, "teacher.png"))
             with peaks.phase("saving"):
                 engine.finite()
                 Checkpoints(Path(folder)).save(0, engine.state(), {})
