@@ -1,7 +1,7 @@
 """Runs one preset on the null GPU and prints, as JSON, what PyTorch's allocator says of each phase; in ``cards.environment``.
 
 ``python -m nullgpu.run PRESET --strategy NAME ... [--set NAME=VALUE ...]``: the pre-flight check of every strategy; then for each
-two iterations of two rounds, with the draws of a whole batch on the GPU, both kinds of grid, a checkpoint and the student's folder.
+two iterations of two rounds, with the draws of a whole batch on the GPU, grids, a checkpoint and the student's folder.
 """
 
 from __future__ import annotations
