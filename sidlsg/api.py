@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,10 +35,11 @@ def distill(
         console: where plan and progress are printed.
         settings: any settings of a preset, as it writes them: ``teacher="sd15", images="50k", kappa=1.5``.
     """
+    from sidlsg.paths import user_path
     from sidlsg.settings import read_settings
     from sidlsg.training.launch import launch, prepare
 
-    job = prepare(preset, read_settings(settings), None if out is None else Path(out))
+    job = prepare(preset, read_settings(settings), None if out is None else user_path(out))
     if console is not None:
         console.print(job.plan(), highlight=False)
     return launch(job, console, force)
@@ -56,9 +56,10 @@ class Picture:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a PNG that carries prompt, seed and model as text entries; complete or not there."""
+        from sidlsg.paths import user_path
         from sidlsg.sampling.pictures import save_png
 
-        save_png(self.image, Path(path), prompt=self.prompt, seed=self.seed, model=self.model)
+        save_png(self.image, user_path(path), prompt=self.prompt, seed=self.seed, model=self.model)
 
 
 def sample(
@@ -82,15 +83,21 @@ def sample(
         steps, guidance, sampler: of a teacher (default 25, 3, its own); a one-step student takes none of them.
         batch: pictures drawn at once.
         precision: fp32, bf16 or fp16; None is fp16 on a GPU, else fp32.
+
+    Raises UsageError for options that do not fit the model, and for a prompt that is not valid Unicode.
     """
     from sidlsg.devices import DTYPES, pick_device, pick_precision
+    from sidlsg.errors import UsageError
     from sidlsg.runs.opening import open_model
     from sidlsg.sampling.draw import check_sampling, draw
 
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(f"the prompt {text!a} is not valid Unicode; write it in UTF-8")
     where = pick_device(device)
     net = open_model(str(model), where, DTYPES[pick_precision(precision, where)])
     check_sampling(net, steps, guidance, sampler)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     jobs = [(text, seed) for text in texts for seed in seeds]
     images = draw(
         net, [j[0] for j in jobs], [j[1] for j in jobs], batch=batch, steps=steps, guidance=guidance, sampler=sampler

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+import reprlib
 import typing
 from dataclasses import dataclass
 from decimal import Decimal
@@ -116,7 +117,8 @@ class Config:
     """
 
     teacher: str = "emoji"  # alias, hub id or folder
-    prompts: str = "emoji"  # alias or text file, one prompt a line
+    prompts: str = "emoji"  # alias, text file with one prompt a line, or table
+    caption_column: str | None = None  # of a table that holds the prompts; None: the only one with a usual name
     strategy: str = "lsg"  # long, short, lsg-simple, lsg (Sec. 2.3)
     kappa: Numbers | None = None  # one number, or k1, k2, k3, k4; None: the strategy's default
     alpha: Annotated[Number, AfterValidator(_finite)] = 1.0  # Eq. 8's general form; 1 is the paper's
@@ -169,7 +171,7 @@ class Config:
     eval_protocol: Annotated[str, FREE] = "embedded"  # gigagan for Stable Diffusion
     eval_reference: Annotated[str | None, FREE] = None  # file of `sidlsg eval stats`; embedded has its own
     eval_images: Annotated[Count, Field(ge=16), FREE] = 1024
-    latent_mean: Annotated[Number, FREE] = 2.0  # the run stops when |mean of x_g| is larger
+    latent_mean: Annotated[Positive, FREE] = 2.0  # the run stops when |mean of x_g| is larger
     # ... or its standard deviation is outside.
     latent_std: Annotated[Numbers, Field(min_length=2, max_length=2), FREE] = (0.1, 5.0)
 
@@ -189,6 +191,8 @@ class Config:
                 f"adam_eps is {self.adam_eps}, which is 0 in half precision, where a step divides by it: precision fp16 needs "
                 "adam_eps 1e-6, as in the paper"
             )
+        if self.latent_std[0] >= self.latent_std[1]:
+            raise UsageError(f"latent_std is {list(self.latent_std)}; the smaller bound comes first")
         make_guidance(self.strategy, self.kappa)
 
     @property
@@ -277,7 +281,7 @@ def checked(name: str, value: Any) -> Any:
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
         raise UsageError(f'{name} is "{value}"{nearest(str(value), known)}')
-    shown = f'"{value}"' if isinstance(value, str) else str(value)[:80]
+    shown = f'"{value[:80]}"' if isinstance(value, str) else reprlib.repr(value)  # of a list in lists, its beginning
     raise UsageError(f"{name} is {shown}; it must be {_rule(kind, context)}")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from sidlsg.paths import user_path, writable
+
 PACKAGE = Path(__file__).parent
 ASSETS = PACKAGE / "assets"
 
@@ -25,10 +27,19 @@ def presets_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads that are not hub models, and counted footprints, are kept; the variable ``SIDLSG_CACHE`` overrides it."""
+    """Where downloads that are not hub models, and counted footprints, are kept; the variable ``SIDLSG_CACHE`` overrides it.
+
+    Where the home folder is missing or cannot be written to, it is in the folder for temporary files.
+    """
     if given := os.environ.get("SIDLSG_CACHE"):
-        return Path(given)
+        return user_path(given)
     try:
-        return Path.home() / ".cache" / "sidlsg"
+        home = Path.home() / ".cache" / "sidlsg"
     except RuntimeError:  # a user without an entry and without HOME, as in some containers
+        home = None
+    if home is not None and (home.is_dir() or writable(home)):
+        return home
+    try:
         return Path(tempfile.gettempdir()) / "sidlsg-cache"
+    except FileNotFoundError:  # nothing can be written anywhere
+        return home or Path("sidlsg-cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 
@@ -22,14 +23,22 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         raise UsageError(f'unknown device "{name}"; use auto, cpu, cuda or cuda:0') from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError(f"device {name}: this PyTorch sees no CUDA GPU; use --device cpu")
+            raise UsageError(f"device {name}: this PyTorch sees no CUDA GPU{_visible()}; use --device cpu")
         device = torch.device("cuda", device.index if device.index is not None else local_rank)
         if device.index >= torch.cuda.device_count():
-            raise UsageError(f"device {device}: there are only {torch.cuda.device_count()} GPUs")
+            raise UsageError(f"device {device}: there are only {torch.cuda.device_count()} GPUs{_visible()}")
         torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device {name}: this PyTorch sees no Apple GPU; use --device cpu")
     elif device.type not in ("cpu", "mps"):
         raise UsageError(f'device "{name}" is not supported; use auto, cpu, cuda or cuda:0')
     return device
+
+
+def _visible() -> str:
+    """The environment variable that may hide GPUs, for a message."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if shown is None else f' (CUDA_VISIBLE_DEVICES is "{shown}")'
 
 
 def pick_precision(name: str | None, device: torch.device) -> str:

@@ -10,9 +10,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sidlsg.errors import UsageError
+from sidlsg.errors import SidlsgError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import torch
     from torch import Tensor
 
@@ -42,21 +44,34 @@ def launched() -> Processes:
         raise UsageError("WORLD_SIZE is set, RANK is not; start with torchrun, or unset WORLD_SIZE")
     try:
         rank, world, local_rank = (int(os.environ.get(k, "0")) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Processes(rank, world, local_rank, by_torchrun=True)
     except ValueError as error:
         raise UsageError(
             f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); start with torchrun"
         ) from None
+    if not (0 <= rank < world and local_rank >= 0):
+        raise UsageError(f"RANK is {rank} and LOCAL_RANK {local_rank} of WORLD_SIZE {world}; start with torchrun")
+    return Processes(rank, world, local_rank, by_torchrun=True)
 
 
-def start(device: torch.device) -> Processes:
-    """Join the process group when there is more than one process."""
+def start(device: torch.device, patience: timedelta | None = None) -> Processes:
+    """Join the process group when there is more than one process; ``patience`` is how long it waits for others (torch's default:
+    10 minutes for GPUs, 30 for CPUs)."""
     import torch.distributed as dist
 
     processes = launched()
     if processes.world > 1 and not dist.is_initialized():
         # gloo for flags on the CPU, which must not wait for the GPU; nccl for gradients.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"WORLD_SIZE is {processes.world}, but {' and '.join(missing)} not set; start with torchrun"
+            )
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        except dist.DistError as error:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            first = (str(error).splitlines() or [""])[0]
+            raise SidlsgError(f"the processes cannot reach one another through {address}: {first}") from error
     return processes
 
 

@@ -1,11 +1,48 @@
-"""Writing files so that whatever interrupts it leaves the old content or the new, never half."""
+"""Reading JSON, and writing files so that whatever interrupts it leaves the old content or the new, never half."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from sidlsg.errors import SidlsgError
+
+INDEX_FILE = "model_index.json"  # of a folder in diffusers' layout
+STUDENT_FILE = "sidlsg.json"  # beside it, in folders that this tool wrote
+
+
+Kinds = Mapping[str, type | tuple[type, ...]]
+
+
+def read_object(path: Path, needed: tuple[str, ...] = (), kinds: Kinds | None = None) -> dict[str, Any]:
+    """A JSON object that has the keys ``needed``, and values of these ``kinds`` (or null) where it has their keys.
+
+    Raises SidlsgError, naming the file, for anything else.
+    """
+
+    def no_number(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_number)
+    except RecursionError:
+        raise SidlsgError(f"{path} cannot be read: brackets are nested thousands deep") from None
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SidlsgError(f"{path} cannot be read: {reason}; fetch or copy it again") from None
+    if not isinstance(content, dict) or any(key not in content for key in needed):
+        wanted = f" with {', '.join(needed)}" if needed else ""
+        raise SidlsgError(f"{path} is not a JSON object{wanted}; fetch or copy it again")
+    for key, kind in (kinds or {}).items():
+        value = content.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise SidlsgError(
+                f"{path}: {key} is {json.dumps(value)[:80]}, which is of the wrong type; fetch or copy it again"
+            )
+    return content
 
 
 def flush(path: Path) -> None:
@@ -32,8 +69,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, flush to the disk, and rename."""
+    """Write under a temporary name, flush to the disk, and rename. File names that are not UTF-8 are written with escapes."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     flush(temporary)
     temporary.replace(path)

@@ -1,75 +1,81 @@
-"""Prompt files: one prompt per line, UTF-8, of any length. No torch in here."""
+"""Prompt and caption files: text with one a line, or a table, UTF-8, of any length. No torch in here."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
+import os
+import stat
+import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import overload
+from typing import IO, overload
 
 import numpy as np
 
-from sidlsg.errors import UsageError
-
-
-def _clean(line: bytes) -> str:
-    """A line without white space at its ends, and without the byte order mark some editors put in front of a file."""
-    return line.decode("utf-8").removeprefix("\ufeff").strip()
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.tables import MARK, Delimited, JsonLines, Lines, Row, from_parquet, kind_of
 
 
 class PromptFile(Sequence[str]):
-    """The non-blank lines of a text file, stripped, read on demand: each takes 16 bytes of memory.
+    """The captions of a file, stripped, read on demand: each takes 16 bytes of memory. Those that are blank are left out.
 
-    ``sha256`` is the hash of the whole file.
+    A text file has one caption a line; lines end with a line feed, alone or after carriage returns. A table (CSV, TSV, JSON
+    Lines, Parquet; see ``sidlsg.tables``) has one in each row. A pipe is read once, into a temporary file.
 
     Args:
-        numbered: keep blank lines in between as "", so that item i is line i. A caption file is read this way, since line i
-            belongs to picture i; it must then have line feeds, alone or after carriage returns, as its line ends.
+        numbered: keep blank captions as "", so that item i is line or row i: a caption file is read this way, since it belongs to
+            picture i. The file is then refused where lines cannot be counted.
+        column: of a table, that holds the captions; None: the only one with a usual name.
+        file_column: of a table, that holds the pictures' file names, for a numbered file.
 
-    Raises UsageError when the file is missing or unreadable, holds no prompt, or is not
-    UTF-8 (naming the line).
+    Attributes:
+        column: that was read; None for a text file.
+        names: the file names, row by row; None without ``file_column``.
+        sha256: hash of the file, and for a table also of the names of its columns that were read, each after a NUL byte.
+
+    Raises UsageError when the file is missing or unreadable, holds no caption, is not UTF-8 (naming the line), or is no list of
+    captions; SidlsgError when no temporary file can be written.
     """
 
-    def __init__(self, path: Path | str, numbered: bool = False) -> None:
+    def __init__(
+        self, path: Path | str, numbered: bool = False, column: str | None = None, file_column: str | None = None
+    ) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, 2)
-                self._data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        except FileNotFoundError:
-            raise UsageError(f"prompt file {path} does not exist; give a text file with one prompt a line") from None
-        except OSError as error:
-            raise UsageError(f"prompt file {path} cannot be read: {error.strerror}") from None
-        digest = hashlib.sha256()
-        spans, place, last = array("q"), 0, 0  # last: length of spans at the last line that is not blank
-        for number, line in enumerate(iter(self._read_line, b""), start=1):
-            digest.update(line)
-            try:
-                blank = not _clean(line)
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"prompt file {path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); "
-                    "convert it, for instance with: iconv -f latin1 -t utf-8"
-                ) from None
-            if numbered and b"\r" in line.rstrip(b"\r\n"):
-                raise UsageError(
-                    f"caption file {path}, line {number}: a carriage return inside the line, so that lines cannot be counted; "
-                    "convert its line ends, for instance with: tr '\\r' '\\n'"
-                )
-            if numbered or not blank:
-                spans.extend((place, place + len(line)))
-            last = last if blank else len(spans)
-            place += len(line)
-        del spans[last:]
+        self.column: str | None = None
+        self.names: list[str] | None = None if file_column is None else []
+        where = f"{'caption' if numbered else 'prompt'} file {path}"
+        nothing = UsageError(f"{where} holds no prompts; give a text file with one prompt a line")
+        data = _open(self.path, where)
+        if data is None:
+            raise nothing
+        digest = hashlib.sha256(data)
+        kind = kind_of(data, self.path.suffix, where, column or file_column)
+        self._parse: Callable[[bytes], str] = _clean
+        if kind == "text":
+            spans = _lines(Lines(data, where), numbered)
+        else:
+            if kind == "parquet":
+                data = _temporary(from_parquet(data, column, file_column, where), where)
+                if data is None:
+                    raise nothing
+            lines = Lines(data, where)
+            table: Delimited | JsonLines
+            if kind in ("csv", "tsv"):
+                table = Delimited(lines, column, file_column, tabs=kind == "tsv")
+            else:
+                table = JsonLines(lines, column, file_column)
+            self.column, self._parse = table.column, table.parse
+            spans = _rows(lines, table, numbered, self.names)
+            for name in (self.column, file_column):
+                if name is not None:
+                    digest.update(b"\0" + name.encode())
         if not spans:
-            raise UsageError(f"prompt file {path} holds no prompts; give a text file with one prompt a line")
+            raise nothing
+        self._data = data
         self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2)
         self.sha256 = digest.hexdigest()
-
-    def _read_line(self) -> bytes:
-        return self._data.readline() if isinstance(self._data, mmap.mmap) else b""
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -82,7 +88,87 @@ class PromptFile(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self._spans[index]
-        return _clean(self._data[start:end])
+        return self._parse(self._data[start:end])
 
     def __repr__(self) -> str:
-        return f"{self.path} ({len(self):,} prompts, sha256 {self.sha256[:12]})"
+        column = "" if self.column is None else f', column "{self.column}"'
+        return f"{self.path}{column} ({len(self):,} prompts, sha256 {self.sha256[:12]})"
+
+
+def _clean(line: bytes) -> str:
+    """A line of a text file without white space at its ends, and without a byte order mark in front."""
+    return line.decode("utf-8").removeprefix(MARK).strip()
+
+
+def _lines(lines: Lines, numbered: bool) -> array[int]:
+    """Start and end, in bytes, of the lines of a text file; the blank ones too if ``numbered``, except after the last caption."""
+    spans, start, last = array("q"), lines.end, 0  # last: length of spans at the last line that is not blank
+    for line in lines:
+        text = line.rstrip("\r\n")
+        # A file without line feeds is one line; elsewhere a carriage return is a blank, unless lines are counted.
+        if "\r" in text and (numbered or (lines.number == 1 and not line.endswith("\n"))):
+            raise lines.error(
+                "a carriage return inside the line, so that lines cannot be counted; convert its line ends, for instance with: "
+                "tr '\\r' '\\n'"
+            )
+        text = text.removeprefix(MARK)
+        if numbered and MARK in text:
+            raise lines.error(
+                "a byte order mark inside the line, as where files were put together without a line end between them; correct it"
+            )
+        blank = not text.strip()
+        if numbered or not blank:
+            spans.extend((start, lines.end))
+        last = last if blank else len(spans)
+        start = lines.end
+    del spans[last:]
+    return spans
+
+
+def _rows(lines: Lines, table: Iterable[Row | None], numbered: bool, names: list[str] | None) -> array[int]:
+    """Start and end, in bytes, of the rows of a table; those without a caption too if ``numbered``. ``names`` is extended."""
+    spans, start, gap, captions = array("q"), lines.end, 0, 0
+    for row in table:
+        if row is None:
+            gap = gap or lines.number
+        elif gap and numbered:
+            raise lines.error("a blank line between rows, so that rows cannot be counted; remove it", gap)
+        elif numbered or row.caption:
+            spans.extend((start, lines.end))
+            captions += bool(row.caption)
+            if names is not None:
+                names.append(row.file)
+        start = lines.end
+    return spans if captions else array("q")
+
+
+def _open(path: Path, where: str) -> mmap | None:
+    """The bytes of a file, or of a pipe, which is copied; None when it is empty."""
+    if path.is_dir():
+        raise UsageError(f"{where} is a folder; give a text file with one prompt a line, or a table")
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise UsageError(f"{where} does not exist; give a text file with one prompt a line") from None
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {error.strerror}") from None
+    with file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return _map(file)
+        return _temporary(iter(lambda: file.read(1 << 20), b""), where)
+
+
+def _map(file: IO[bytes]) -> mmap | None:
+    return mmap(file.fileno(), 0, access=ACCESS_READ) if file.seek(0, os.SEEK_END) else None
+
+
+def _temporary(parts: Iterable[bytes], where: str) -> mmap | None:
+    """The bytes of all parts, in a temporary file without a name; None when there are none."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.writelines(parts)
+            return _map(file)
+    except OSError as error:
+        raise SidlsgError(
+            f"{where} cannot be copied to a temporary file ({error.strerror}); set TMPDIR to a folder with room"
+        ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from sidlsg.config import FIELDS, Config, checked
 from sidlsg.data import presets_folder
 from sidlsg.errors import UsageError, nearest
+from sidlsg.paths import user_path
 
 # One decision in four settings: what goes with each precision unless it is given too.
 WITH_PRECISION: dict[str, dict[str, Any]] = {
@@ -18,6 +21,9 @@ WITH_PRECISION: dict[str, dict[str, Any]] = {
     "bf16": {"half_teacher": False, "adam_eps": 1e-8, "clip_value": None},
     "fp16": {"half_teacher": False, "adam_eps": 1e-6, "clip_value": 1.0},
 }
+
+
+OTHER_BASE = re.compile(r".*:.*|[-+]?0[0-9_]+", re.DOTALL)  # 1:30 is 90 in YAML 1.1, and 010 is 8
 
 
 def make_config(preset: str | None, options: Mapping[str, Any]) -> Config:
@@ -55,10 +61,7 @@ def gather(assignments: Sequence[str], options: Mapping[str, Any]) -> dict[str, 
             raise UsageError(f'--set: unknown setting "{key}"{nearest(key, FIELDS)}')
         if key in settings:
             raise UsageError(f"--set: {key} is given twice")
-        try:
-            settings[key] = checked(key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UsageError(f"--set {text}: the value is not valid YAML") from None
+        settings[key] = checked(key, _value(key, _parse(value, f"--set {text}"), f"--set {text}"))
     for name, value in read_settings({k: v for k, v in options.items() if v is not None}).items():
         if name in settings:
             raise UsageError(f"{name} is given twice, by --{name.replace('_', '-')} and by --set")
@@ -86,19 +89,11 @@ def load_settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as a YAML file: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    except RecursionError:
-        raise UsageError(f"{path}: not a preset (brackets are nested thousands deep)") from None
+    node = _parse(text, str(path))
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}: a preset is a list of `key: value` lines")
-    loader = yaml.SafeLoader("")
     settings: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -106,15 +101,34 @@ def load_settings(path: Path) -> dict[str, Any]:
             raise UsageError(f'{path}, line {line}: unknown key "{key}"{nearest(key, FIELDS)}')
         if key in settings:
             raise UsageError(f'{path}, line {line}: "{key}" is given twice')
-        try:
-            value = loader.construct_object(value_node, deep=True)
-        except Exception:  # a tag or a date that does not fit its text: PyYAML raises half a dozen types
-            raise UsageError(f"{path}, line {line}: the value of {key} is not valid YAML") from None
+        value = _value(key, value_node, f"{path}, line {line}")
         try:
             settings[key] = checked(key, value)
         except UsageError as error:
             raise UsageError(f"{path}, line {line}: {error}") from None
     return settings
+
+
+def _parse(text: str, source: str) -> yaml.Node | None:
+    """The node of a YAML text; raises UsageError, with the line, when there is none."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{source}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    except RecursionError:
+        raise UsageError(f"{source[:200]}: brackets are nested thousands deep") from None
+
+
+def _value(key: str, node: yaml.Node | None, source: str) -> Any:
+    """What a node says; raises UsageError for a tag or a date that does not fit its text."""
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
+        raise UsageError(f"{source}: {key} is {node.value}, which YAML reads to the base 60 or 8; write a plain number")
+    try:
+        return None if node is None else yaml.SafeLoader("").construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    except Exception:  # PyYAML raises half a dozen types
+        raise UsageError(f"{source[:200]}: the value of {key} is not valid YAML") from None
 
 
 def preset_names() -> list[str]:
@@ -123,9 +137,9 @@ def preset_names() -> list[str]:
 
 def preset_path(name: str) -> Path:
     """The file of a preset by name, or a path to one; raises UsageError naming the nearest preset."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if name in preset_names():
+        return presets_folder() / f"{name}.yaml"
+    path = user_path(name)
+    if path.suffix in (".yaml", ".yml") or os.path.isfile(path):
         return path
-    if name not in preset_names():
-        raise UsageError(f'unknown preset "{name}"{nearest(name, preset_names())}')
-    return presets_folder() / f"{name}.yaml"
+    raise UsageError(f'unknown preset "{name}"{nearest(name, preset_names())}')

@@ -10,9 +10,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -164,6 +166,43 @@ def prompt_file(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"prompt number {i}\n" for i in range(23)), encoding="utf-8")
     return path
+
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 56},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def tiny_clip(monkeypatch: pytest.MonkeyPatch):
+    """A CLIP of random weights whose architecture, "tiny", open_clip knows."""
+    import open_clip
+
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY_CLIP)
+    torch.manual_seed(0)
+    return open_clip.create_model("tiny").eval()
+
+
+def hps_file(model: torch.nn.Module, folder: Path) -> Path:
+    """The format of HPS_v2_compressed.pt: half precision under the key state_dict."""
+    torch.save({"state_dict": {k: v.half() for k, v in model.state_dict().items()}}, folder / "HPS_v2_compressed.pt")
+    return folder / "HPS_v2_compressed.pt"
+
+
+def folder_of(path: Path, count: int, size: int = 64, suffix: str = ".png") -> Path:
+    """``count`` numbered noise pictures."""
+    path.mkdir(parents=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{i:06d}{suffix}")
+    return path
+
+
+def results(folder: Path) -> dict:
+    """What an evaluation wrote."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from sidlsg.method.algorithm import Batch, Networks, train_iteration, update_fak
 from sidlsg.method.condition import Condition
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
-from sidlsg.method.guidance import STRATEGIES, Guidance, guided_eps, network_passes
+from sidlsg.method.guidance import STRATEGIES, Guidance, guided, network_passes, predictions
 from sidlsg.method.losses import fake_score_loss, generator_loss
 from sidlsg.method.optim import LeanAdam
 from sidlsg.method.schedule import NoiseSchedule
-from sidlsg.method.update import NetworkUpdate
+from sidlsg.method.statistics import reference_loss, score_gap
+from sidlsg.method.update import Losses, NetworkUpdate
 from sidlsg.teachers.schedules import ddpm_schedule
 
 KAPPAS = {
@@ -118,8 +119,9 @@ def test_eps_form_equals_x0_form_in_value_and_gradient(kappas, alpha) -> None:
     for form in ("eps", "x0"):
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = schedule.add_noise(x_g, batch.eps, batch.t)
-        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, (k.kappa4,))
-        fake2, fake3 = guided_eps(setup.nets.fake, x_t, batch.t, batch.c, setup.empty, (k.kappa2, k.kappa3))
+        real = guided(*predictions(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, k.kappa4), k.kappa4)
+        fake = predictions(setup.nets.fake, x_t, batch.t, batch.c, setup.empty, k.kappa2, k.kappa3)
+        fake2, fake3 = guided(*fake, k.kappa2), guided(*fake, k.kappa3)
         if form == "eps":
             loss = generator_loss(real, fake2, fake3, batch.eps, schedule.noise_to_data_ratio(batch.t, x_t), alpha)
         else:
@@ -143,7 +145,7 @@ def test_gradient_flows_through_both_score_networks() -> None:
     def gradient(stop_real: bool, stop_fake: bool) -> Tensor:
         x_g = setup.nets.generator(batch.z, batch.c)
         x_t = setup.schedule.add_noise(x_g, batch.eps, batch.t)
-        (real,) = guided_eps(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, (3,))
+        real = guided(*predictions(setup.nets.teacher, x_t, batch.t, batch.c, setup.empty, 3), 3)
         fake = setup.nets.fake(x_t, batch.t, batch.c)
         real, fake = real.detach() if stop_real else real, fake.detach() if stop_fake else fake
         loss = generator_loss(real, fake, fake, batch.eps, setup.schedule.noise_to_data_ratio(batch.t, x_t))
@@ -189,6 +191,38 @@ def test_equal_networks_and_scales_give_zero_gradient(kappa: float) -> None:
     assert zero.norm() < 1e-12 * capture_gradient(setup, draws(1)).norm()
 
 
+@pytest.mark.parametrize("kappas", [KAPPAS["lsg"], KAPPAS["short"], KAPPAS["zero"]], ids=["lsg", "short", "zero"])
+def test_statistics_of_the_generators_update(kappas) -> None:
+    """Gap by band, the teacher's loss and the gradient's norm, sample by sample, without the sample that is left out."""
+    setup = Setup(kappas)
+    setup.disturb()
+    setup.nets.t_range = (20, 779)  # bands of 190
+    batch = draws(6)
+    batch.t = torch.tensor([20, 209, 210, 399, 400, 590, 779, 300])
+    batch.z[7] = float("nan")
+    gaps: list[list[float]] = [[], [], [], []]
+    references = []
+    k2, k4 = kappas[1], kappas[3]
+    with torch.no_grad():
+        for i in range(7):
+            c, empty, t = batch.c.rows([i]), setup.empty, batch.t[i : i + 1]
+            x_t = setup.schedule.add_noise(setup.nets.generator(batch.z[i : i + 1], c), batch.eps[i : i + 1], t)
+            phi, phi_empty = setup.nets.teacher(x_t, t, c), setup.nets.teacher(x_t, t, empty)
+            psi, psi_empty = setup.nets.fake(x_t, t, c), setup.nets.fake(x_t, t, empty)
+            gap = (1 - k4) * phi_empty + k4 * phi - (1 - k2) * psi_empty - k2 * psi
+            gaps[(t.item() - 20) // 190].append(gap.square().mean().item())
+            unguided = phi_empty if k4 == 0 else phi  # unconditional where kappa4 asks for nothing else
+            references.append((unguided - batch.eps[i]).square().sum().item())
+    gradient = capture_gradient(setup, batch, 4)
+    stats = update_generator(setup.nets, setup.update_theta, batch, 4)
+    assert score_gap(stats.sums) == pytest.approx([(sum(g) / len(g)) ** 0.5 for g in gaps], rel=1e-5)
+    assert reference_loss(stats.sums) == pytest.approx(sum(references) / 7, rel=1e-5)
+    assert stats.grad_norm.item() == pytest.approx(gradient.norm().item(), rel=1e-5)
+    batch.t[:] = 30
+    stats = update_generator(setup.nets, setup.update_theta, batch, 8)
+    assert score_gap(stats.sums)[1:] == [None, None, None]
+
+
 def test_losses_are_sums_over_pixels_with_the_floor_of_eq_9() -> None:
     eps, other = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
     ratio = torch.tensor([0.5, 2.5, 13.0], dtype=torch.float64).view(3, 1, 1, 1)
@@ -213,17 +247,17 @@ def test_guidance_passes_and_value(kappa: float) -> None:
 
     x, c, empty = torch.randn(3, 1, 2, 2), text(torch.randn(3, 5, 2)), text(torch.randn(1, 5, 2))
     t = torch.tensor([1, 2, 3])
-    (out,) = guided_eps(net, x, t, c, empty, (kappa,))
+    out = guided(*predictions(net, x, t, c, empty, kappa), kappa)
     assert seen == [3 if kappa in (0, 1) else 6]
     without, with_c = net(x, t, empty.expand(3)), net(x, t, c)
     torch.testing.assert_close(out, without + kappa * (with_c - without))
-    (dropped,) = guided_eps(net, x, t, empty.expand(3), empty, (kappa,))
+    dropped = guided(*predictions(net, x, t, empty.expand(3), empty, kappa), kappa)
     torch.testing.assert_close(dropped, without)
     seen.clear()
-    pair = guided_eps(net, x, t, c, empty, (kappa, 1.0))
+    both = predictions(net, x, t, c, empty, kappa, 1.0)
     assert sum(seen) == 3 * network_passes(kappa, 1.0) == (3 if kappa == 1 else 6)
-    torch.testing.assert_close(pair[0], out)
-    torch.testing.assert_close(pair[1], with_c)
+    torch.testing.assert_close(guided(*both, kappa), out)
+    torch.testing.assert_close(guided(*both, 1.0), with_c)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -313,7 +347,7 @@ def test_halves_that_overflow_do_not_freeze_a_weight_for_good() -> None:
         for scale in scales:
             loss = (weight * scale).sum().view(1)
             assert loss.isfinite()
-            update.accumulate(loss, keep, x_g)
+            update.accumulate(Losses(loss, keep, x_g))
         update.step()
 
     step(6000.0, 6000.0)  # twelve thousand: finite, but not its square

@@ -30,7 +30,8 @@ def test_the_numbers_follow_from_the_seconds(run, tmp_path: Path) -> None:
     assert [row["strategy"] for row in found["rows"]] == ["long", "lsg"]
     for row in found["rows"]:
         assert len(row["seconds"]) == 2
-        rate = 4 / (sum(row["seconds"]) / 2)
+        assert (row["measured_images"], row["images"]) == (4, 64)  # the preset's batch
+        rate = 64 / (sum(row["seconds"]) / 2)
         assert row["images_per_second"] == pytest.approx(rate)
         assert row["seconds_per_1k_images"] == pytest.approx(1000 / rate)
         cost = forward_equivalents(make_config("cpu", {"strategy": row["strategy"]}))
@@ -141,13 +142,34 @@ def test_no_paper_row_stands_beside_a_cpu_or_another_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("micro", "fake", "images", "batch"), [(4, 8, 16, 16), (4, 8, 3, 8), (3, 2, 20, 18), (1, None, 5, 5)]
+    ("micro", "fake", "images", "expected"),
+    [
+        (4, 8, 16, [8, 16]),
+        (4, 8, 3, [8, 16]),
+        (3, 2, 20, [6, 18]),
+        (1, None, 5, [2, 5]),
+        (8, None, 100, [96]),
+        (8, 16, None, [16, 32]),
+    ],
 )
-def test_a_measurement_is_whole_micro_batches(micro, fake, images, batch) -> None:
-    config = make_config("cpu", {"micro_batch": micro, "fake_micro_batch": fake})
-    found = bench.fit_batch(config, images)
-    assert found.batch == batch
-    assert found.rounds(1) * micro == batch
+def test_measured_iterations_are_whole_micro_batches(micro, fake, images, expected) -> None:
+    config = make_config("cpu", {"micro_batch": micro, "fake_micro_batch": fake, "batch": 96})
+    assert bench.sizes(config, images) == expected
+
+
+def test_what_is_done_once_an_iteration_is_not_done_for_every_few_images() -> None:
+    """2 s once and 0.5 s an image: 258 s for 512 images, where two images alone take 3."""
+    seconds = [2 + 0.5 * images for images in (2, 4)]
+    whole, once = bench.compose(seconds, [2, 4], 512)
+    assert (whole, once) == pytest.approx((258, 2))
+    assert bench.compose([3.0], [16], 16) == (3.0, 0.0)
+    noisy, once = bench.compose([1.0, 2.1], [2, 4], 8)  # a slope that leaves less than nothing for the rest
+    assert (noisy, once) == pytest.approx((8 * 3.1 / 6, 0))
+
+
+def test_a_bench_iteration_is_one_processs_share_of_the_presets_batch() -> None:
+    ((_, config),) = bench.cases(["h100-bf16"], ["lsg"], [], {})
+    assert (config.batch, config.processes) == (512 // 8, 1)
 
 
 def test_sampling_is_measured_beside_the_stock_pipeline(run, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def saved(tmp_path: Path) -> Checkpoints:
     """Checkpoints at 100, 200 and 300 images; the two newest are kept."""
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for images in (100, 200, 300):
-        checkpoints.save(images, tensors(images), {"adam_steps": images})
+        checkpoints.save(images, tensors(images), {"adam_steps": {"fake": images}})
     return checkpoints
 
 
@@ -54,7 +54,7 @@ def newest(checkpoints: Checkpoints) -> int:
 def test_what_is_loaded_is_what_was_saved_bit_for_bit(saved: Checkpoints) -> None:
     loaded, state, warnings = saved.load_latest()
     assert bits(loaded) == bits(tensors(300))
-    assert (state["images_seen"], state["adam_steps"], warnings) == (300, 300, [])
+    assert (state["images_seen"], state["adam_steps"], warnings) == (300, {"fake": 300}, [])
 
 
 def test_tensors_that_are_not_contiguous_are_saved_as_they_look(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
 
 
 def test_the_same_checkpoint_can_be_written_again(saved: Checkpoints) -> None:
-    saved.save(300, tensors(300), {"adam_steps": 7})
-    assert saved.load_latest()[1]["adam_steps"] == 7
+    saved.save(300, tensors(300), {"adam_steps": {"fake": 7}})
+    assert saved.load_latest()[1]["adam_steps"] == {"fake": 7}
     assert newest(saved) == 300
 
 
@@ -127,17 +127,37 @@ def test_a_damaged_checkpoint_costs_no_more_than_itself(saved: Checkpoints, name
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"images_seen": 300', "[]", "3", "{}", '{"files": 3}', '{"files": {"a": null}}']
+    "content",
+    [
+        "",
+        '{"images_seen": 300',
+        "[]",
+        "3",
+        "{}",
+        '{"files": 3}',
+        '{"files": {"a": null}}',
+        '{"files": {}, "images_seen": "300"}',
+        '{"files": {}, "images_seen": NaN}',
+        '{"files": {}, "images_seen": 300, "window": 5}',
+        '{"files": {}, "images_seen": 300, "adam_steps": [1]}',
+        "\ufeff{}",
+        "[" * 100_000,
+    ],
 )
 def test_a_damaged_state_costs_no_more_than_itself(saved: Checkpoints, content: str) -> None:
-    (saved.complete()[-1] / "state.json").write_text(content)
+    (saved.complete()[-1] / "state.json").write_text(content, encoding="utf-8")
     assert "damaged" in saved.load_latest()[2][0]
     assert newest(saved) == 200
 
 
-def test_a_checkpoint_without_its_state_is_none(saved: Checkpoints) -> None:
-    (saved.complete()[-1] / "state.json").unlink()
+def test_a_checkpoint_without_its_state_is_a_damaged_one(saved: Checkpoints) -> None:
+    """Whoever deleted it is told that some work is repeated, or that there is no checkpoint left."""
+    (saved.folder / "000000000300" / "state.json").unlink()
     assert newest(saved) == 200
+    assert "state.json" in saved.load_latest()[2][0]
+    (saved.folder / "000000000200" / "state.json").unlink()
+    with pytest.raises(SidlsgError, match="no older one"):
+        saved.load_latest()
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
@@ -247,6 +267,8 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_cut(tmp_path: Path) -> 
     folder.cut_metrics(0)  # nothing there yet
     lines = [{"images_seen": n, "loss": n / 7} for n in (8, 16, 24, 32)]
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"images_seen": 4')
+    with folder.metrics.open("a") as file:
+        file.write('\n5\n{}\n[1]\n{"images_seen": "8"}\n' + "[" * 100_000)
     assert read_metrics(folder.metrics) == lines
     folder.cut_metrics(24)
     assert folder.metrics.read_text() == "".join(json.dumps(line) + "\n" for line in lines[:3])

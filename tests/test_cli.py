@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import one_line
+from PIL import Image
 
 from sidlsg.data import cache_folder
 from sidlsg.runs.folder import RunFolder
@@ -36,7 +37,7 @@ def short(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> list[str | P
         (["--prompts", "none.txt"], ["none.txt does not exist", "one prompt a line"]),
         (["--prompts", "empty.txt"], ["empty.txt holds no prompts", "one prompt a line"]),
         (["--prompts", "latin1.txt"], ["latin1.txt, line 2", "UTF-8", "iconv"]),
-        (["--prompts", "."], ["cannot be read"]),
+        (["--prompts", "."], ["is a folder"]),
         (["--prompts", "aesthetic"], ['did you mean "aesthetics6plus"']),
         (["--teacher", "sd51"], ['unknown model "sd51"', 'did you mean "sd15"']),
         (["--teacher", "/no/folder"], ["/no/folder is not a folder", "hub id"]),
@@ -130,7 +131,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(run, short, tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     code, _, err = run(*short, "--out", out)
     one_line(err, f"cannot write to {out}", "another --out")
-    assert code == 1
+    assert code == 2
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -179,8 +180,36 @@ def test_ctrl_c_outside_the_loop_is_one_line(run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("sidlsg.training.launch.make_config", interrupted)
     code, _, err = run("distill", "--dry-run")
+    one_line(err, "interrupted", "goes on from the last checkpoint")
+    assert code == 130
+
+
+@pytest.mark.parametrize("command", [["distill"], ["sample", "a cat"]])
+def test_ctrl_c_while_a_model_is_loaded_or_downloaded_is_one_line(run, short, monkeypatch, command) -> None:
+    """What a library in between raises and catches does not matter: Ctrl-C is no failed download."""
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", interrupted)
+    teacher = ["--teacher", "some/model"] if command == ["distill"] else ["--model", "some/model"]
+    code, _, err = run(*(short if command == ["distill"] else command), *teacher)
+    assert code == 130
     one_line(err, "interrupted")
-    assert code != 0
+
+
+def test_an_error_of_the_operating_system_is_no_defect_of_ours(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in (
+        (OSError(5, "Input/output error"), "the system says: Input/output error"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied"),
+    ):
+
+        def broken(*arguments: object, error: OSError = error) -> None:
+            raise error
+
+        monkeypatch.setattr("sidlsg.training.launch.make_config", broken)
+        code, _, err = run("distill", "--dry-run")
+        assert (code, err) == (1, f"sidlsg: {said}\n")
 
 
 # -- `sample` --------------------------------------------------------------------------------------------------------------
@@ -320,11 +349,139 @@ def test_a_machine_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder().is_relative_to(tempfile.gettempdir())
 
 
+def test_a_machine_without_home_cache_or_temporary_folder_works(tmp_path: Path) -> None:
+    """A home below a file, which nobody can write to: not even root."""
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "x")
+    names = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR", "TORCH_HOME", "MPLCONFIGDIR", "SIDLSG_CACHE")
+    environment = os.environ | dict.fromkeys(names, nowhere)
+    (tmp_path / "p.txt").write_text("red heart\n")
+    sizes = ["--images", "2", "--batch", "2", "--micro-batch", "2", "--set", "grid_images=1"]
+    distil = ["distill", *sizes, "--prompts", "p.txt", "--out", "run"]
+    commands = [["presets", "list"], ["models"], distil, ["sample", "red heart", "--model", "run"]]
+    script = f"import sys\nfrom sidlsg.cli import main\nfor line in {commands}:\n"
+    script += " sys.argv = ['sidlsg', *line]\n try: main()\n except SystemExit as stop: assert not stop.code"
+    found = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "run" / "student" / "sidlsg.json").is_file()
+    assert (tmp_path / "samples" / "red-heart-0.png").is_file()
+
+
 def test_world_size_without_a_rank_is_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     code, _, err = run("distill", "--dry-run")
     assert code == 2
     one_line(err, "WORLD_SIZE", "RANK", "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({"WORLD_SIZE": "two", "RANK": "0"}, ["whole numbers", "two"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK is 2", "WORLD_SIZE 2"]),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, ["WORLD_SIZE 0"]),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, ["RANK is -1"]),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, ["MASTER_ADDR and MASTER_PORT not set", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, ["MASTER_PORT not set"]),
+    ],
+)
+def test_variables_that_torchrun_would_not_set_are_named(run, short, monkeypatch, variables, parts) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run(*short)
+    assert code == 2
+    one_line(err, *parts)
+
+
+def test_a_hidden_gpu_is_explained_by_the_variable_that_hides_it(run, short, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for command in ([*short, "--device", "cuda"], ["sample", "a", "--device", "cuda:0"]):
+        code, _, err = run(*command)
+        assert code == 2
+        one_line(err, "no CUDA GPU", 'CUDA_VISIBLE_DEVICES is ""', "--device cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    code, _, err = run("sample", "a", "--device", "cuda:7")
+    assert code == 2
+    one_line(err, "only 2 GPUs", "0,1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("checkpoint_every=0", ["checkpoint_every is", "at least 1"]),
+        ("keep_checkpoints=0", ["keep_checkpoints"]),
+        ("latent_std=[5, 0.1]", ["latent_std", "smaller bound"]),
+        ("latent_mean=-1", ["latent_mean", "> 0"]),
+        ("eval_images=3", ["eval_images", "at least 16"]),
+        ("fake_micro_batch=3", ["batch 8 does not divide", "fake_micro_batch 3"]),
+        ("eval_protocol=gigagn", ['"gigagn"', 'did you mean "gigagan"']),
+        ("gpu=h1000", ['"h1000"', 'did you mean "h100"']),
+        ("half_teacher=true", ["half_teacher", "bf16"]),
+        ("seed=" + "1" * 5000, ["seed", "not valid YAML"]),
+        ("seed=2001-99-99", ["seed", "not valid YAML"]),
+        ("seed=" + "[" * 5000, ["nested"]),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line_before_anything_is_loaded(run, short, tmp_path, setting, parts) -> None:
+    code, _, err = run(*short, "--set", setting)
+    assert code == 2
+    one_line(err, *parts)
+    assert len(err) < 1000
+    assert not (tmp_path / "run").exists()
+
+
+def test_scoring_without_a_reference_is_refused(run, short) -> None:
+    code, _, err = run(*short, "--eval-every", "8", "--set", "eval_protocol=gigagan")
+    assert code == 2
+    one_line(err, "gigagan", "eval_reference", "sidlsg eval stats")
+
+
+@pytest.mark.parametrize("steps", ["1000", "1001"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "pndm", "dpm++", "unipc"])
+def test_more_steps_than_a_sampler_can_take_are_refused(run, tiny_teacher: Path, sampler: str, steps: str) -> None:
+    options = ["--model", tiny_teacher, "--device", "cpu", "--steps", steps, "--sampler", sampler]
+    code, _, err = run("sample", "a cat", *options)
+    assert code == 2
+    one_line(err, f"cannot draw in {steps} steps", "another --steps")
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpm++", "unipc"])
+def test_every_sampler_draws_in_one_step(run, tiny_teacher: Path, sampler: str) -> None:
+    options = ["--model", tiny_teacher, "--device", "cpu", "--steps", "1", "--sampler", sampler]
+    assert run("sample", "a cat", *options)[0] == 0
+    assert run("sample", "a cat", "--steps", "0")[0] == 2
+
+
+def test_brackets_in_names_are_printed_as_they_are(run, short, tmp_path: Path) -> None:
+    folder = tmp_path / "a[b]c[/red]"
+    folder.mkdir(parents=True)
+    (folder / "[p].yaml").write_text("seed: 1\n")
+    command = [*short[:1], "--preset", folder / "[p].yaml", *short[3:], "--out", folder / "run"]
+    code, out, err = run(*command, "--set", "grid_images=1", "--set", "lr=1e-5")
+    assert (code, err) == (0, ""), err
+    assert f"done: {folder / 'run' / 'student'}\n" in out
+    assert "/red]/[p].yaml" in out
+    shutil.rmtree(folder / "run" / "checkpoints")
+    (folder / "run" / "samples" / "x.png").write_text("")
+    code, out, err = run(*command, "--set", "grid_images=1", "--set", "lr=1e-5", "--images", "24")
+    assert (code, err) == (0, ""), err
+    assert str(folder / "run" / "checkpoints") in out.replace("\n", "")
+    code, out, err = run("sample", "[bold]a[/bold]", "--model", folder / "run", "--out", folder / "i[/y]")
+    assert (code, out, err) == (0, f"{folder / 'i[/y]' / 'bold-a-bold-0.png'}\n", "")
+    (folder / "i[/x]").mkdir(parents=True)
+    for i in range(16):
+        Image.new("RGB", (64, 64), (16 * i, i, 255 - i)).save(folder / "i[/x]" / f"{i}.png")
+    options = ["--images", folder / "i[/x]", "--protocol", "embedded", "--only", "fid", "--device", "cpu"]
+    code, out, err = run("eval", *options, "--out", folder / "e[/x]")
+    assert (code, err) == (0, ""), err
+    assert f"{folder / 'e[/x]' / 'results.json'}\n" in out
 
 
 def test_the_preset_is_chosen_for_the_teacher_wherever_that_is_named(run, monkeypatch) -> None:

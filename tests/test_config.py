@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidlsg.cli.sample import parse_seeds
-from sidlsg.config import FREE_FIELDS, Config, parse_count, parse_kappa
+from sidlsg.config import FIELDS, FREE_FIELDS, Config, parse_count, parse_kappa
 from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.files import read_object
 from sidlsg.method.guidance import make_guidance
 from sidlsg.planning.cost import forward_equivalents, passes_per_image
-from sidlsg.settings import gather, load_settings, make_config, preset_names, preset_path
+from sidlsg.settings import gather, load_settings, make_config, preset_names, preset_path, read_settings
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")
@@ -314,6 +317,82 @@ def test_any_text_as_a_preset_is_settings_or_a_usage_error(tmp_path_factory, tex
     path.write_text(text, encoding="utf-8", newline="")
     with suppress(UsageError):
         assert load_settings(path).keys() <= Config.__dataclass_fields__.keys()
+
+
+@given(st.sampled_from(FIELDS), yaml_words | st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_as_a_value_is_a_setting_or_a_usage_error(name: str, text: str) -> None:
+    with suppress(UsageError):
+        assert gather([f"{name}={text}"], {}).keys() == {name}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(FIELDS), json_values)
+def test_any_value_in_python_is_a_setting_or_a_usage_error(name: str, value: Any) -> None:
+    with suppress(UsageError):
+        assert read_settings({name: value}).keys() == {name}
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=4) | json_values, st.binary(max_size=4))
+def test_a_json_file_is_an_object_or_an_error_that_names_it(tmp_path_factory, content: Any, front: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(front + json.dumps(content).encode())
+    finite = True
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        finite = False
+    if isinstance(content, dict) and finite and not front.strip(b" \t\r\n"):
+        assert read_object(path) == content
+    else:
+        with pytest.raises(SidlsgError, match=re.escape(str(path))):
+            read_object(path)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("kappa", "number"), ("seed", "whole number")])
+def test_a_value_that_grows_when_it_is_written_out_is_refused_at_once(preset, name: str, rule: str) -> None:
+    """Ten anchors of ten aliases each: a value of ten thousand million parts."""
+    parts = [f"&{n} [{', '.join(['*' + p] * 10)}]" for p, n in zip("abcdefghi", "bcdefghij", strict=True)]
+    refused(lambda: load_settings(preset(f"{name}: [&a [1], {', '.join(parts)}]\n")), name, rule)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "value"),
+    [
+        ("\ufeffseed: 5\n", "seed", 5),
+        ("ema: off\n", "ema", False),
+        ("ema: Yes\n", "ema", True),
+        ('lr: "1e-5"\n', "lr", 1e-5),
+        ('batch: "64"\n', "batch", 64),
+        ("seed: &s 7\ngrid_images: *s\n", "grid_images", 7),
+        ("seed: 5\r\nema: off\r\n", "seed", 5),
+        ("seed: 0\n", "seed", 0),
+    ],
+)
+def test_the_ways_people_write_a_value(preset, content: str, name: str, value: Any) -> None:
+    assert load_settings(preset(content))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("seed:\t5\n\tlr: 1\n", ["line", "not valid YAML"]),
+        ("ema: 'true'\n", ["line 1", "ema", "true or false"]),
+        ("seed: '5'\n", ["line 1", "seed", "whole number"]),
+        ("<<: {seed: 5}\n", ["line 1", '"<<"']),
+        ("teacher: no\n", ["line 1", "teacher", "text"]),
+        ("images: .inf\n", ["line 1", "images"]),
+        ("images: 1:30\n", ["line 1", "images is 1:30", "base 60"]),
+        ("batch: 010\n", ["line 1", "batch is 010", "plain number"]),
+    ],
+)
+def test_the_ways_that_are_refused(preset, content: str, parts: list[str]) -> None:
+    refused(lambda: load_settings(preset(content)), *parts)
 
 
 # -- presets -------------------------------------------------------------------------------------------------------------

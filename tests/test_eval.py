@@ -7,13 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import folder_of, one_line, results
 from PIL import Image
 
+from sidlsg import distributed
 from sidlsg.distributed import Processes
+from sidlsg.errors import SidlsgError
 from sidlsg.evaluation import captions, generation, report, scoring, weights
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.runs.folder import read_metrics
@@ -22,19 +23,6 @@ from sidlsg.training.tracking import due
 from sidlsg.training.trainer import Trainer
 
 FEW = ["--limit", "24", "--device", "cpu"]
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-def folder_of(path: Path, count: int, size: int = 64, suffix: str = ".png") -> Path:
-    """``count`` numbered noise pictures."""
-    path.mkdir(parents=True)
-    for i in range(count):
-        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / f"{i:06d}{suffix}")
-    return path
 
 
 # -- drawing and scoring ---------------------------------------------------------------------------------------------------
@@ -87,7 +75,7 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
     run("eval", *FEW, "--out", tmp_path / "warm")  # the reference is in the cache now
     monkeypatch.setattr(Scorer, "encode", stop_in_the_third)
     code, _, err = run(*command, tmp_path / "out")
-    assert (code, sizes) == (1, [10, 10])
+    assert (code, sizes) == (130, [10, 10])
     one_line(err, "interrupted")
 
     def count(self, items, *rest, **options):
@@ -105,26 +93,30 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
     )
 
 
-def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, tmp_path: Path, monkeypatch) -> None:
     model = load_model(str(tiny_teacher), torch.device("cpu"))
     jobs = generation.caption_jobs([f"prompt {i}" for i in range(7)])
     options = {"batch": 2, "steps": 2, "guidance": 1.5}
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert generation.generate(model, jobs, alone, Processes(), **options) == 7
+    generation.generate(model, jobs, alone, **options)
+    shared.mkdir()
+    for number in (1, 2):
+        shutil.copy(alone / f"{number:06d}.png", shared)
+    listed = generation.missing(jobs, shared)
+    monkeypatch.setattr(distributed, "gather", lambda value: [listed, value, value])  # what the main process sends
     drawn = []
-    for rank in range(3):
-        todo = generation.missing(jobs, tmp_path / "none")[rank::3]
-        part = tmp_path / f"part{rank}"
-        drawn.append(generation.generate(model, todo, part, Processes(), **options))
-        shutil.copytree(part, shared, dirs_exist_ok=True)
-        # What one process would take of everything is exactly this share.
-        assert generation.generate(model, jobs, tmp_path / f"rank{rank}", Processes(rank, 3), **options) == len(todo)
-        names = {p.name for p in (tmp_path / f"rank{rank}").glob("*.png")}
-        assert names == {p.name for p in part.glob("*.png")}
-    assert drawn == [3, 2, 2]
+    for rank in range(3):  # each finds the folder as the one before left it
+        todo = generation.to_draw(jobs, shared, Processes(rank, 3))
+        assert todo == listed
+        generation.generate(model, todo[rank::3], shared, **options)
+        drawn.append([job.seed for job in todo[rank::3]])
+    assert drawn == [[0, 5], [3, 6], [4]]
     for job in jobs:
         assert (shared / job.path).read_bytes() == (alone / job.path).read_bytes()
-    assert generation.missing(jobs, shared) == []
+    generation.check_complete(jobs, shared)
+    (shared / "000004.png").unlink()
+    with pytest.raises(SidlsgError, match=r"1 of 7 pictures are missing after drawing \(first: .*000004.png"):
+        generation.check_complete(jobs, shared)
 
 
 def test_pictures_made_with_other_settings_are_not_mixed(run, tmp_path: Path) -> None:
@@ -162,7 +154,9 @@ def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
     lines = [f"a drawing of thing number {i}" for i in range(12)]
     whole, blank = tmp_path / "whole.txt", tmp_path / "blank.txt"
     whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    blank.write_text("\ufeff" + "\r\n".join(["", *lines[1:5], "  ", *lines[6:]]) + "\r\n\r\n", encoding="utf-8")
+    blank.write_text(
+        "\ufeff" + "\r\n".join([*lines[:2], "", *lines[3:5], "  ", *lines[6:]]) + "\r\n\r\n", encoding="utf-8"
+    )
 
     def clip(captions: Path, folder: Path) -> tuple[float, str]:
         shutil.rmtree("out", ignore_errors=True)
@@ -172,8 +166,8 @@ def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
         return results(Path("out"))["scores"]["clip"], shown
 
     found, shown = clip(blank, pictures)
-    assert "2 captions are blank lines (first: 0)" in shown
-    for number in (0, 5):
+    assert "2 captions are blank lines (first: 2)" in shown
+    for number in (2, 5):
         (pictures / f"{number:06d}.png").unlink()
     expected, _ = clip(whole, pictures)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -204,7 +198,7 @@ def test_statistics_can_be_shared_instead_of_pictures(run, tmp_path: Path) -> No
         code, shown, _ = run(*command, "--out", tmp_path / name)
         assert code == 0, shown
         scores.append(results(tmp_path / name)["scores"])
-        assert "not comparable" in shown  # 12 reference pictures instead of 1,024
+        assert "The reference holds 12 pictures; that of the protocol embedded holds 1,024." in shown
     assert scores[0] == scores[1]
     assert {"fd", "precision", "recall"} <= set(scores[0])
 
@@ -218,7 +212,7 @@ def test_jpeg_pictures_and_small_numbers_are_warned_about(run, tmp_path: Path) -
     assert "lossy" in shown
     assert "1,015 of 1,024 captions have no picture (first: 9)" in shown
     assert "fewer than the 128 features" in shown
-    assert len(results(tmp_path / "out")["warnings"]) == 3
+    assert len(results(tmp_path / "out")["warnings"]) == 4
 
 
 @pytest.mark.parametrize(("count", "warned"), [(127, True), (128, False)])
@@ -232,7 +226,7 @@ def test_fewer_pictures_than_features_are_called_rank_deficient(tmp_path: Path, 
     reference = scorer.reference(torch.randn(200, 128, generator=torch.Generator().manual_seed(0)), "test")
     said: list[str] = []
     options = {"bar": lambda name, total: lambda n: None, "warn": said.append, "stage": lambda text: None}
-    scores = scoring.score_pictures(scorer, fake, None, reference, tmp_path / "work", **options)
+    scores = scoring.score_pictures(scorer, fake, None, [], reference, tmp_path / "work", **options)
     assert "fd" in scores
     assert any("rank-deficient" in text for text in said) == warned
 
@@ -282,6 +276,21 @@ def test_the_hps_dry_run_names_checkpoint_and_prompts(run) -> None:
         (["--model", "emoji-student", "--steps", "4", "--limit", "2"], ["--steps"]),
         (["--model", "emoji", "--sampler", "dpm+", "--limit", "2"], ["dpm++"]),
         (["--model", "emoij"], ["emoji"]),
+        (["--limit", "0"], ["--limit is 0; give 1 or more"]),
+        (["--limit", "1025"], ["--limit is 1,025", "captions.txt holds 1,024 captions"]),
+        (["--hpsv2", "--limit", "801"], ["--limit is 801; give 1 to 800"]),
+        (["--coco30k", "--limit", "30001"], ["--limit is 30001; give 1 to 30,000"]),
+        (["--batch", "0"], ["--batch is 0; give 1 or more"]),
+        (["--model", "emoji", "--steps", "1001"], ["--steps is 1001; give 1 to 1,000"]),
+        (["--model", "emoji", "--steps", "0"], ["--steps is 0"]),
+        (["--model", "emoji", "--sampler", "pndm", "--steps", "2"], ["PNDMScheduler cannot draw in 2 steps"]),
+        (["--hpsv2", "--only", "clip"], ["--only has no effect with --hpsv2"]),
+        (["--hps-version", "v2.1"], ["--hps-version has no effect without --hpsv2"]),
+        (["--hpsv2", "--hps-package", "--no-hps-antialias"], ["--no-hps-antialias has no effect with --hps-package"]),
+        (["--assume-protocol"], ["--assume-protocol has no effect without --reference"]),
+        (["--clip", "x"], ["--clip has no effect with the protocol embedded"]),
+        (["--coco30k", "--only", "clip", "--inception", "x"], ["--inception has no effect with --only clip"]),
+        (["--coco30k", "--images", "nowhere"], ["--coco30k is for pictures that are drawn"]),
         (["--precision", "half", "--limit", "2"], ["fp16"]),
         (["stats", "nowhere", "--out", "x.npz"], ["nowhere"]),
         (["stats", "nowhere", "--out", "x.pt"], [".npz"]),
@@ -403,13 +412,37 @@ def test_a_download_must_have_the_pinned_hash(tmp_path: Path, monkeypatch: pytes
 # -- published rows --------------------------------------------------------------------------------------------------------
 
 
-def test_published_rows_stand_beside_results_of_their_own_protocol_only() -> None:
+def result(protocol: str, warnings: tuple[str, ...] = (), **scores: float | None) -> dict:
     about = {"model": "m", "one_step": True}
-    rows = report.table_rows({"protocol": "sid-lsg", "scores": {"fid": 9.0, "clip": 0.3}, "generation": about})[1]
-    assert len(rows) == 1
-    head, rows = report.table_rows({"protocol": "gigagan", "scores": {"fid": 9.0, "clip": 0.3}, "generation": about})
+    return {"protocol": protocol, "scores": scores, "generation": about, "warnings": warnings, "not_given": {}}
+
+
+def test_published_rows_stand_beside_results_of_their_own_protocol_only() -> None:
+    assert len(report.sections(result("sid-lsg", fid=9.0, clip=0.3))[1]) == 1
+    head, (own, measured, quoted) = report.sections(result("gigagan", fid=9.0, clip=0.3))
     assert head == ["", "FID", "CLIP"]
-    assert len(rows) > 20
+    assert own.rows == [["m, 1 step", "9.00", "0.3000"]]
+    assert ["SD1.5, SiD-LSG κ = 1.5", "8.71", "0.302"] in measured.rows
+    assert ["StyleGAN-T", "13.90", "~0.293"] in quoted.rows  # read from a plot, says the paper
+    assert ["SD1.5, Guided Distillation", "37.3", "0.27"] in quoted.rows
+
+
+def test_what_another_code_measured_stands_apart() -> None:
+    """Of Table 1, the authors measured SiD-LSG and, from public weights, ADD; of Table 2's HPSv2, SiD-LSG."""
+    for protocol, score, ours in (("gigagan", "fid", ("SiD-LSG", "(ADD)")), ("hps-v2.0", "hps_anime", ("SiD-LSG",))):
+        _, (_, measured, quoted) = report.sections(result(protocol, **{score: 9.0}))
+        assert "Quoted" in quoted.title
+        assert all(any(name in row[0] for name in ours) for row in measured.rows)
+        assert not any(name in row[0] for name in ours for row in quoted.rows)
+
+
+def test_a_warning_takes_the_published_rows_away() -> None:
+    assert len(report.sections(result("gigagan", ("The number of pictures is 9.",), fid=9.0))[1]) == 1
+    said = report.remarks(result("gigagan", ("The number of pictures is 9.",), fid=9.0))
+    assert said == [
+        "Warning: The number of pictures is 9.",
+        "Because of this, published results are not shown beside it.",
+    ]
 
 
 def test_our_own_rows_are_those_that_were_measured() -> None:
@@ -420,7 +453,7 @@ def test_our_own_rows_are_those_that_were_measured() -> None:
         kind, _, steps = sampler.partition("-")
         shown = {"ddim": "teacher", "dpm++": "DPM++", "unipc": "UniPC"}.get(kind)
         names[f"{shown} {steps}, CFG {scale}"] = scores
-    for row in report.published()["embedded"]:
+    for row in report.published()["embedded"][0]["rows"]:
         for key, value in row.items():
             if key != "method":
                 assert value == pytest.approx(
@@ -457,6 +490,12 @@ def test_scores_while_training_are_those_of_eval(run, tmp_path: Path, scored: li
     assert run("eval", "--model", out, "--limit", "16", "--device", "cpu", "--out", tmp_path / "eval")[0] == 0
     assert results(tmp_path / "eval")["scores"]["fd"] == pytest.approx(lines[-1]["fd"], rel=0.01)
     assert results(tmp_path / "eval")["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
+    # Among all captions, though only 16 are drawn; one picture's rank may differ.
+    for name in ("retrieval_top1", "retrieval_top5"):
+        assert results(tmp_path / "eval")["scores"][name] == pytest.approx(lines[-1][name], abs=1.01 / 16)
+    for line in lines:
+        assert line["pictures"] == 16
+        assert line["warnings"] == ["The number of pictures is 16; the protocol embedded has 1,024."]
     best = json.loads((out / "best" / "sidlsg.json").read_text(encoding="utf-8"))
     smallest = min(lines[1:], key=lambda line: line["fd"])
     assert (best["images_seen"], best["scores"]["fd"]) == (smallest["images_seen"], smallest["fd"])
@@ -475,7 +514,7 @@ def test_an_interrupted_run_has_the_scores_of_an_unbroken_one(run, tmp_path: Pat
         iterate(self)
 
     monkeypatch.setattr(Trainer, "iterate", stop_at_80)
-    assert run(*scored, "--out", broken)[0] == 1
+    assert run(*scored, "--out", broken)[0] == 130
     monkeypatch.setattr(Trainer, "iterate", iterate)
     assert run(*scored, "--out", broken)[0] == 0
     assert seen == [80]

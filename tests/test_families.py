@@ -312,6 +312,128 @@ def test_another_familys_parts_are_named(distil, folder: Path, folder_xl: Path) 
 
 
 @pytest.mark.parametrize(
+    ("part", "changes", "parts"),
+    [
+        ("unet", {"time_cond_proj_dim": 256}, ["guidance scale as an input", "LCM"]),
+        ("unet", {"class_embed_type": "timestep"}, ["class labels (timestep)"]),
+        ("unet", {"num_class_embeds": 1000}, ["class labels (1000)"]),
+        ("unet", {"addition_embed_type": "text_time"}, ["text_time", "another family"]),
+        ("unet", {"encoder_hid_dim": 768, "encoder_hid_dim_type": "ip_image_proj"}, ["ip_image_proj", "IP-adapter"]),
+        ("unet", {"encoder_hid_dim": 4096}, ["further projection (4096)"]),
+        ("unet", {"in_channels": 8}, ["edits a given picture", "8 channels"]),
+        ("unet", {"out_channels": 8}, ["gives 8 channels for 4", "variance"]),
+        ("unet", {"cross_attention_dim": 1024}, ["text of width 1024", "give 8"]),
+        ("unet", {"cross_attention_dim": [8, 16]}, ["text of width [8, 16]"]),
+        ("unet", {"_class_name": "UNetMotionModel"}, ["the unet", "UNetMotionModel by its config.json"]),
+        ("unet", {"_class_name": "ControlNetModel"}, ["ControlNetModel"]),
+        ("vae", {"latent_channels": 16}, ["4 channels where the latents have 16"]),
+        ("vae", {"shift_factor": 0.1159}, ["normalises its latents"]),
+        ("vae", {"latents_mean": [0.0] * 4}, ["normalises its latents"]),
+        ("vae", {"_class_name": "VQModel"}, ["the vae", "VQModel"]),
+        ("vae", {"_class_name": "AsymmetricAutoencoderKL"}, ["AsymmetricAutoencoderKL"]),
+        ("vae", {"out_channels": 4}, ["pictures of 4 channels"]),
+        ("text_encoder", {"architectures": ["T5EncoderModel"]}, ["the text_encoder", "T5EncoderModel"]),
+        ("text_encoder", {"architectures": ["BertModel"]}, ["BertModel", "CLIPTextModel"]),
+        ("text_encoder", {"hidden_size": 1024}, ["give 1024", "do not belong together"]),
+    ],
+)
+def test_what_is_not_given_is_read_from_the_configurations(distil, folder: Path, part, changes, parts) -> None:
+    """No weight is read: there are none."""
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    change_json(folder / part / "config.json", **changes)
+    refused(distil, folder, *parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "parts"),
+    [
+        ("unet", {"addition_embed_type": "image_hints"}, ["image_hints"]),
+        ("unet", {"projection_class_embeddings_input_dim": 100}, ["pooled embedding of width 76", "gives 12"]),
+        ("unet", {"cross_attention_dim": 8}, ["text of width 8", "give 20"]),
+        ("vae", {"scaling_factor": None}, ["scaling_factor", "0.18215", "0.13025"]),
+    ],
+)
+def test_what_sdxl_does_not_give_is_read_from_the_configurations(distil, folder_xl: Path, part, changes, parts) -> None:
+    change_json(folder_xl / part / "config.json", **changes)
+    refused(distil, folder_xl, *parts)
+
+
+def test_old_configurations_that_leave_things_open_are_fine(distil, folder: Path) -> None:
+    """As in the first Stable Diffusion repositories: no scaling factor, a text encoder's file of the whole CLIP model."""
+    change_json(folder / "vae" / "config.json", scaling_factor=None)
+    encoder = folder / "text_encoder" / "config.json"
+    inside = json.loads(encoder.read_text())
+    encoder.write_text(json.dumps({"architectures": ["CLIPModel"], "model_type": "clip", "text_config": inside}))
+    code, out, err = distil(folder, "run", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "note:" not in out
+
+
+def test_a_part_without_its_configuration_is_named(distil, folder: Path) -> None:
+    (folder / "vae" / "config.json").unlink()
+    code, _, err = distil(folder, "run", "--dry-run")
+    assert code == 1
+    one_line(err, "model/vae has no config.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "parts"),
+    [
+        ("model_index.json", "[]", ["not a JSON object"]),
+        ("model_index.json", "", ["cannot be read"]),
+        ("model_index.json", "{" * 3 + '"a": ' + "[" * 100_000, ["cannot be read"]),
+        ("unet/config.json", '{"in_channels": NaN}', ["NaN is not JSON"]),
+        ("unet/config.json", "\ufeff{}", ["BOM"]),
+        ("unet/config.json", '{"in_channels": "4"}', ['in_channels is "4"', "wrong type"]),
+        ("unet/config.json", '{"in_channels": true}', ["in_channels is true"]),
+        ("unet/config.json", '{"in_channels": [4]}', ["in_channels is [4]"]),
+        ("unet/config.json", '{"_name_or_path": 5}', ["_name_or_path is 5"]),
+        ("vae/config.json", '{"scaling_factor": "big"}', ["scaling_factor"]),
+        ("text_encoder/config.json", '{"hidden_size": {}}', ["hidden_size is {}"]),
+        ("scheduler/scheduler_config.json", '{"_class_name": ["DDIMScheduler"]}', ["_class_name"]),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": 1e3}', ["num_train_timesteps is 1000.0"]),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": 1000000000000}', ["1000000000000 timesteps"]),
+        ("scheduler/scheduler_config.json", '{"trained_betas": ["a", "b"]}', ["betas", "cannot be used"]),
+        ("scheduler/scheduler_config.json", '{"trained_betas": [0.1, 0.2]}', ["2 timesteps", "t_max"]),
+    ],
+)
+def test_a_configuration_of_another_shape_is_one_line(distil, folder: Path, file: str, content: str, parts) -> None:
+    (folder / file).write_text(content, encoding="utf-8")
+    for more in ((), ("--dry-run",)):
+        code, _, err = distil(folder, "run", *more)
+        assert code in (1, 2)
+        one_line(err, *parts)
+
+
+# -- the schedule ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, None),
+        ({"prediction_type": "v_prediction"}, None),
+        ({"beta_end": 0.0121}, None),  # half a per cent
+        ({"beta_schedule": "linear"}, "3.7711"),
+        ({"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}, "7.2325"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "1.5168"),
+    ],
+)
+def test_betas_that_are_not_the_published_ones_are_said(distil, folder: Path, changes: dict[str, Any], found) -> None:
+    change_json(folder / "scheduler" / "scheduler_config.json", **changes)
+    code, out, err = distil(folder, "run", "--dry-run")
+    assert (code, err) == (0, "")
+    words = " ".join(out.split())
+    if found is None:
+        assert "note:" not in words
+    else:
+        assert (
+            f"σ/a at t_init 625 is {found} by the teacher's scheduler_config.json, and 2.5017 in the published" in words
+        )
+
+
+@pytest.mark.parametrize(
     ("changes", "parts"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["FlowMatchEulerDiscreteScheduler", "DDPM"]),

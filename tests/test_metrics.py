@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
+from conftest import TINY_CLIP, hps_file, one_line, results
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -32,8 +33,8 @@ from sidlsg.evaluation.networks import (
     load_judge,
     resize_bicubic,
 )
-from sidlsg.evaluation.pictures import centre_square, find_pictures, load_rgb, load_sheet, pairs, to_protocol
-from sidlsg.evaluation.protocol import get_protocol, protocols
+from sidlsg.evaluation.pictures import centre_square, load_sheet, to_protocol
+from sidlsg.evaluation.protocol import HPS_STYLES, get_protocol, protocols
 from sidlsg.evaluation.reference import BENCH, load_reference
 from sidlsg.evaluation.scorer import Pictures, Scorer
 
@@ -283,6 +284,30 @@ def test_scores_are_those_of_torch_fidelity_end_to_end(protocol, inception_file:
     assert (ours["precision"], ours["recall"]) == (theirs["precision"], theirs["recall"])
 
 
+def test_without_captions_the_distance_is_given_and_no_clip_is_loaded(
+    run, inception_file: Path, tmp_path: Path
+) -> None:
+    for kind, count in (("real", 5), ("fake", 4)):
+        (tmp_path / kind).mkdir()
+        for i in range(count):
+            noise_picture(256, 256, seed=count * i).save(tmp_path / kind / f"{i}.png")
+    options = ["--protocol", "sid-lsg", "--inception", inception_file, "--device", "cpu", "--out", "out"]
+    code, shown, err = run("eval", "--images", tmp_path / "fake", "--reference", tmp_path / "real", *options)
+    assert code == 0, err
+    found = results(Path("out"))
+    assert found["scores"].pop("clip") is None
+    assert None not in found["scores"].values()
+    assert found["not_given"] == {"clip": "there are no captions (--prompts)"}
+    assert "Not given: CLIP (there are no captions (--prompts))." in shown
+    assert set(found["weights_sha256"]) == {"inception"}
+    said = " ".join(found["warnings"])
+    assert "The weights file is not the published one of the Inception-2015 network" in said
+    assert "The reference holds 5 pictures; that of the protocol sid-lsg holds 40,504." in said
+    code, _, err = run("eval", "--images", tmp_path / "fake", "--prompts", inception_file, *options)
+    assert code == 2
+    one_line(err, "is a zip archive")
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save({"fc.weight": torch.zeros(3)}, other)
@@ -294,20 +319,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 # -- CLIP and HPS ----------------------------------------------------------------------------------------------------------
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 56},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-@pytest.fixture
-def tiny_clip(monkeypatch: pytest.MonkeyPatch) -> open_clip.CLIP:
-    """An architecture "tiny" that open_clip knows, with random weights."""
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY)
-    torch.manual_seed(0)
-    return open_clip.create_model("tiny").eval()
 
 
 def clip_files(model: open_clip.CLIP, folder: Path) -> list[Path]:
@@ -356,12 +367,6 @@ def test_the_real_architectures_have_the_published_sizes() -> None:
         assert sum(p.numel() for p in model.parameters()) == size
 
 
-def hps_file(model: open_clip.CLIP, folder: Path) -> Path:
-    """The format of HPS_v2_compressed.pt: half precision under the key state_dict."""
-    torch.save({"state_dict": {k: v.half() for k, v in model.state_dict().items()}}, folder / "HPS_v2_compressed.pt")
-    return folder / "HPS_v2_compressed.pt"
-
-
 def test_hps_scores_are_100_times_the_cosine(tiny_clip: open_clip.CLIP, tmp_path: Path) -> None:
     path = hps_file(tiny_clip, tmp_path)
     scorer = hps.load_hps("v2.0", CPU, path, architecture="tiny")
@@ -379,7 +384,7 @@ def test_the_hpsv2_package_agrees_with_the_built_in_path(
 ) -> None:
     pytest.importorskip("clint", reason="the hpsv2 package is not installed")
     factory = pytest.importorskip("hpsv2.src.open_clip.factory")
-    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", TINY)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", TINY_CLIP)
     path = hps_file(tiny_clip, tmp_path)
     ours, theirs = (hps.load_hps("v2.0", CPU, path, package=p, architecture="tiny") for p in (False, True))
     pictures = [hps.as_jpeg(noise_picture(512, 512, seed=i)) for i in range(3)]
@@ -391,7 +396,9 @@ def test_hps_averages_are_over_pictures_and_spread_over_ten_chunks() -> None:
     values = torch.arange(800).float()
     found = hps.summary({"anime": values, "photo": values + 100})
     assert found["hps_anime"] == pytest.approx(399.5)
-    assert found["hps_average"] == pytest.approx(449.5)
+    assert "hps_average" not in found  # it is over all four styles
+    styles = {style: values + shift for style, shift in zip(HPS_STYLES, (0, 100, 200, 300), strict=True)}
+    assert hps.summary(styles)["hps_average"] == pytest.approx(549.5)
     means = [values[i * 80 : i * 80 + 80].mean().item() for i in range(10)]
     assert found["hps_anime_std"] == pytest.approx(np.std(means))
 
@@ -412,6 +419,25 @@ def test_the_judge_knows_the_reference_drawings() -> None:
     assert shuffled["retrieval_top1"] < 0.05
 
 
+def test_retrieval_is_among_all_captions_whatever_the_number_of_pictures() -> None:
+    count = 64
+    sheet = load_sheet(BENCH / "reference.png", 64, count)
+    captions = (BENCH / "captions.txt").read_text(encoding="utf-8").splitlines()
+    scorer = Scorer(EMBEDDED, CPU)
+    encoded = scorer.encode(sheet, features=False, clip=True)
+    found = scorer.score(encoded, None, captions, [(i, i) for i in range(count)])
+    distinct = list(dict.fromkeys(captions))
+    similar = encoded.embeddings.double() @ load_judge().encode_captions(distinct).double().T
+    ranks = [
+        sorted(range(len(distinct)), key=lambda j, i=i: -similar[i, j]).index(distinct.index(captions[i]))
+        for i in range(count)
+    ]
+    assert found["retrieval_top1"] == pytest.approx(sum(rank < 1 for rank in ranks) / count)
+    assert found["retrieval_top5"] == pytest.approx(sum(rank < 5 for rank in ranks) / count)
+    easier = scorer.score(encoded, None, captions[:count], [(i, i) for i in range(count)])
+    assert easier["retrieval_top1"] > found["retrieval_top1"]
+
+
 def test_the_judges_features_are_its_embedding_before_normalisation() -> None:
     judge, picture = load_judge(), noise_picture(64, 64)
     scorer = Scorer(EMBEDDED, CPU)
@@ -422,41 +448,7 @@ def test_the_judges_features_are_its_embedding_before_normalisation() -> None:
     torch.testing.assert_close(encoded.embeddings, expected / expected.norm(), atol=1e-6, rtol=1e-5)
 
 
-# -- files and pairing -----------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_or_extra_picture_never_shifts_captions(tmp_path: Path) -> None:
-    for number in (0, 2, 3, 11, 100):
-        noise_picture(8, 8).save(tmp_path / f"{number:06d}.png")
-    folder = find_pictures(tmp_path)
-    assert pairs(folder.index, len(folder), 12) == [(0, 0), (1, 2), (2, 3), (3, 11)]
-
-
-def test_pictures_without_numbers_have_no_captions(tmp_path: Path) -> None:
-    for name in ("cat.png", "000001.png"):
-        noise_picture(8, 8).save(tmp_path / name)
-    folder = find_pictures(tmp_path)
-    assert folder.index is None
-    assert pairs(folder.index, len(folder), 12) == []
-
-
-def test_two_pictures_with_one_number_are_refused(tmp_path: Path) -> None:
-    for name in ("1.png", "001.jpg"):
-        noise_picture(8, 8).save(tmp_path / name)
-    with pytest.raises(UsageError, match="same number"):
-        find_pictures(tmp_path)
-
-
-@given(st.integers(0, 2000))
-def test_a_truncated_picture_is_named(cut: int) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "7.png"
-        noise_picture(32, 32).save(path)
-        path.write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(UsageError, match=r"7\.png"):
-            load_rgb(path)
+# -- references ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_reference_knows_its_protocol_and_network(tmp_path: Path) -> None:

@@ -12,12 +12,11 @@ import torch
 from conftest import one_line
 
 from sidlsg.config import Config
-from sidlsg.devices import DTYPES
 from sidlsg.errors import UsageError
 from sidlsg.planning import memory
 from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
-from sidlsg.planning.counting import count, footprint, size
-from sidlsg.planning.footprint import footprints
+from sidlsg.planning.counting import compiled_passes, count, count_decoding, count_pass, footprint, size
+from sidlsg.planning.footprint import Moment, Pass, footprints, way
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.settings import make_config, preset_names, preset_path
@@ -60,7 +59,9 @@ def test_the_memory_model_reproduces_table_4(row: str, strategy: str, gib: float
     if preset.startswith("a"):
         options["ema"] = strategy != "lsg"
     found = memory.official(make_config(preset, options), SD15).total
-    assert found == pytest.approx(gib, rel=0.07)  # the issue asks for 10 %; the worst cell is off by 6.0 %
+    assert found == pytest.approx(
+        gib, rel=0.05
+    )  # the worst cells: LSG on the A6000 (-4.7 %), short with eager fp16 (+4.9 %)
 
 
 def test_table_4_has_twenty_cells() -> None:
@@ -119,30 +120,116 @@ def test_every_switch_saves_memory_or_leaves_it(strategy: str, switch: dict[str,
 def test_full_adam_costs_two_more_copies() -> None:
     base = Config(precision="fp32")
     gap = memory.predict(replace(base, lean_adam=False), SD15).total - memory.predict(base, SD15).total
-    assert gap == pytest.approx(2 * 859_520_964 * 4 / 2**30)
+    assert gap == pytest.approx(2 * 859_520_964 * 4 / 2**30, rel=0.01)  # the allocator rounds large weights up
 
 
-def test_alive_passes_are_those_of_the_paper() -> None:
-    found = {s: memory.alive_passes(Config(strategy=s)) for s in ("long", "short", "lsg-simple", "lsg")}
-    short = ((1, 0), (1, 3))
-    assert found == {"long": short, "short": short, "lsg-simple": ((2, 0), (1, 2)), "lsg": ((2, 0), (1, 4))}
-    assert memory.alive_passes(Config(strategy="lsg", two_stage=True)) == ((2, 0), (1, 2))
+@pytest.mark.parametrize(
+    ("strategy", "two_stage", "fake", "scores"),
+    [
+        ("long", False, 1, 3),
+        ("short", False, 1, 3),
+        ("lsg-simple", False, 2, 2),
+        ("lsg", False, 2, 4),
+        ("lsg", True, 2, 2),
+    ],
+)
+def test_graphs_alive_are_those_of_the_paper(strategy: str, two_stage: bool, fake: int, scores: int) -> None:
+    """psi's update keeps its own passes; theta's the generator's and all those of the score networks, or of one at a time."""
+    config = Config(strategy=strategy, precision="fp16", adam_eps=1e-6, micro_batch=1, two_stage=two_stage)
+    passes = SD15.passes["fp16"]
+    trained, frozen = passes["trained"].kept.sample, passes["frozen"].kept.sample
+    psi, theta = memory.fake_score_phase(config, SD15), memory.generator_phase(config, SD15)
+    assert psi.lines["activations"] == pytest.approx(fake * trained, rel=0.03)
+    assert theta.lines["activations"] == pytest.approx(trained + scores * frozen, rel=0.03)
+
+
+def test_the_phase_with_the_peak_is_the_largest_of_all() -> None:
+    """On a small card with checkpointing, a grid of 16 pictures at once needs more than any update: 12 GiB of the VAE."""
+    config = make_config(
+        "16gb", {"micro_batch": 16, "fake_micro_batch": 1, "strategy": "long", "gradient_checkpointing": True}
+    )
+    found = {phase.name: phase.total for phase in memory.phases(config, SD15)}
+    peak = memory.predict(config, SD15)
+    assert peak.total == max(found.values())
+    assert found["drawing a grid"] > found["the fake score's update"]
+    assert list(found) == [
+        "pre-flight",
+        "the fake score's update",
+        "the generator's update",
+        "drawing a grid",
+        "saving",
+        "writing the student",
+    ]
+
+
+def test_draws_of_a_whole_iteration_are_on_the_gpu() -> None:
+    """Noise, timesteps and 77 tokens of both updates: 0.35 GiB at 512 images in one process, 5.6 at 8192."""
+
+    def draws(**options: Any) -> float:
+        return memory.generator_phase(Config(precision="bf16", **options), SD15).lines["draws"]
+
+    an_image = 2 * (2 * 4 * 64 * 64 * 4 + 8 + 77 * 768 * 4) / 2**30
+    assert draws(batch=512) == pytest.approx(512 * an_image, rel=1e-3)
+    assert draws(batch=8192) == pytest.approx(5.6, abs=0.05)
+    assert draws(batch=512, processes=8) == pytest.approx(64 * an_image, rel=1e-3)
+
+
+def test_memory_on_the_cpu() -> None:
+    """Offloaded second moments of both networks, the average, one piece of the generator beside it, and a copy while saving."""
+    copy = 859_520_964 * 4 / 2**30
+    found = memory.on_the_cpu(make_config("16gb", {}), SD15)
+    assert sum(found.values()) == pytest.approx(2 * copy + copy + 0.25 + copy, rel=0.01)
+    assert sum(memory.on_the_cpu(make_config("h100-bf16", {}), SD15).values()) == pytest.approx(copy, rel=0.01)
+
+
+# Of each architecture, the passes that every run of the tests counts again: kind, precision, checkpointed.
+COUNTED_AGAIN = {
+    "sd15": [("trained", "bf16", False), ("probed", "bf16", True)],
+    "sd21-base": [("frozen", "fp32", False)],
+    "sdxl": [("half", "bf16", True)],
+}
+
+
+def moments(found: Pass) -> tuple[Moment, ...]:
+    return (*found.forward, found.kept, *found.backward)
+
+
+def numbers(*found: Moment) -> list[float]:
+    return [value for moment in found for value in (moment.sample, moment.fixed)]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
 def test_footprints_are_counts_of_the_published_architectures(name: str) -> None:
-    """Parameters, operations and saved tensors of one sample, on the meta device at real shape."""
+    """Parameters, operations, and the memory of some passes, on the meta device at real shape."""
     model, known = build_model(name, torch.device("meta")), footprints()[name]
     encoders = sum(size(part) for key, part in model.parts.items() if key.startswith("text_encoder"))
-    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), model.family, encoders, size(model.vae))
-    assert (found.network, found.text_encoder, found.vae) == (known.network, known.text_encoder, known.vae)
-    assert found.gflop == pytest.approx(known.gflop, rel=1e-3)
-    assert found.softmax == pytest.approx(known.softmax, rel=1e-3)
-    for precision in DTYPES:
-        assert vars(found.saved[precision]) == pytest.approx(vars(known.saved[precision]), abs=1e-3)
-    cost = count(build_network(name, "meta"), model.family)
+    cost = count(model.network, model.family)
+    assert (cost.parameters, encoders, size(model.vae)) == (known.network, known.text_encoder, known.vae)
+    assert cost.forward / 1e9 == pytest.approx(known.gflop, rel=1e-3)
+    decoded = count_decoding(model.vae, model.family, model.latent_shape)
+    assert numbers(*decoded) == pytest.approx(numbers(*known.decode), abs=1e-3)
+    for kind, precision, checkpointed in COUNTED_AGAIN[name]:
+        found = count_pass(
+            lambda dtype: build_network(name, "meta", dtype), model.family, kind, precision, "sdpa", checkpointed
+        )
+        row = known.passes[way(precision, "sdpa", checkpointed, False)][kind]
+        assert numbers(*moments(found)) == pytest.approx(numbers(*moments(row)), abs=1e-3)
     assert cost.backward / cost.forward == pytest.approx(FULL_BACKWARD, abs=0.01)
     assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.05)
+
+
+@pytest.mark.nullgpu_full
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
+def test_all_passes_are_counted_again(name: str) -> None:
+    """Minutes: what the default run of the tests counts a part of, and the passes under ``torch.compile``."""
+    model, known = build_model(name, torch.device("meta")), footprints()[name]
+    found = footprint(name, lambda dtype: build_network(name, "meta", dtype), model.family, model.vae).passes
+    found |= compiled_passes(name, ["bf16"], "sdpa")
+    assert found.keys() <= known.passes.keys()
+    for kind_of_run, kinds in found.items():
+        for kind, counted in kinds.items():
+            row = known.passes[kind_of_run][kind]
+            assert numbers(*moments(counted)) == pytest.approx(numbers(*moments(row)), abs=1e-3), (kind_of_run, kind)
 
 
 def test_the_emoji_teacher_is_counted_with_its_own_tokens() -> None:
@@ -155,9 +242,11 @@ def test_the_emoji_teacher_is_counted_with_its_own_tokens() -> None:
 
 
 def test_unfused_attention_writes_out_a_softmax_for_each_head() -> None:
-    """SD1.5: five layers of 8 heads at each of 64x64, 32x32 and 16x16 tokens and one at 8x8, two bytes a number."""
-    elements = 8 * (5 * 4096**2 + 5 * 1024**2 + 5 * 256**2 + 64**2)
-    assert SD15.softmax == pytest.approx(2 * elements / 2**30, rel=1e-4)
+    """SD1.5: five layers of 8 heads at each of 64x64, 32x32 and 16x16 tokens and one at 8x8, with as many queries for 77 words of
+    text; two bytes a number. What only fused attention keeps, its output, is 1 % of that."""
+    elements = 8 * (5 * (4096**2 + 1024**2 + 256**2) + 64**2) + 8 * 77 * (5 * (4096 + 1024 + 256) + 64)
+    eager, fused = SD15.passes["fp16, eager attention"]["trained"], SD15.passes["fp16"]["trained"]
+    assert eager.kept.sample - fused.kept.sample == pytest.approx(2 * elements / 2**30, rel=0.02)
 
 
 def test_a_network_of_another_size_is_counted_not_guessed() -> None:
@@ -171,8 +260,11 @@ def test_a_network_of_another_size_is_counted_not_guessed() -> None:
 def test_an_unknown_folder_is_counted_once(tiny_teacher: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path))
     place = locate(str(tiny_teacher))
-    assert recognise(place) is None  # counting needs torch and seconds: only when a GPU is planned for
-    found = recognise(place, may_count=True)
+    monkeypatch.setattr(
+        "sidlsg.planning.counting.count_pass", lambda *_: Pass((Moment(1 / 3, 0.2),))
+    )  # slow, tested above
+    assert recognise(place) is None  # counting needs torch and time: only when a GPU is planned for
+    found = recognise(place, "xformers")
     assert found is not None
     assert found.assumed is None
     model = load_model(str(tiny_teacher), torch.device("cpu"))
@@ -181,7 +273,7 @@ def test_an_unknown_folder_is_counted_once(tiny_teacher: Path, tmp_path: Path, m
     monkeypatch.setattr(
         "sidlsg.planning.counting.footprint_of_folder", None
     )  # the second time it is read from the cache
-    assert recognise(place, may_count=True) == found
+    assert recognise(place, "sdpa") == found
 
 
 def test_a_folder_of_a_known_architecture_is_recognised_by_its_configuration(tmp_path: Path) -> None:
@@ -278,6 +370,8 @@ def test_the_remedy_fits_and_the_largest_micro_batch_is_the_largest() -> None:
             larger = replace(config, micro_batch=2 * largest, fake_micro_batch=2 * largest)
             assert memory.predict(larger, SD15).total + 1 > budget
     assert memory.make_fit(config, SD15, 8.0) is None
+    small = memory.make_fit(make_config("24gb", {}), SD15, get_gpu("4080").memory)
+    assert small == {"compile": False, "micro_batch": 1, "fake_micro_batch": 1}
 
 
 @pytest.mark.parametrize("key", gpus())
@@ -305,7 +399,7 @@ def test_sdxl_is_planned_for_every_gpu(key: str, run) -> None:
 def test_the_dry_run_shows_memory_time_and_what_would_make_it_fit(run) -> None:
     code, shown, _ = run("distill", "--preset", "h100-bf16", "--dry-run")
     assert code == 0
-    assert "64.5 GiB (estimate): weights 8.0" in shown
+    assert "49.8 GiB in the generator's update (estimate): weights 8.0" in shown
     assert "images/s" in shown
     assert "does not fit" not in shown
     code, shown, _ = run("distill", "--preset", "h100-bf16", "--gpu", "4090", "--dry-run")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
+import io
+import json
+import lzma
+import os
+import pickle
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import save
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.prompts import PromptFile
@@ -65,22 +78,120 @@ def test_the_hash_is_that_of_the_files_bytes(file, content: bytes) -> None:
     assert read.sha256[:12] in repr(read)
 
 
-lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff")) | st.sampled_from(
-    ["", " ", "\t", "a b", " c "]
+# Unicode has seven more characters that end lines for str.splitlines, and the byte order mark: all are part of a line here.
+INSIDE = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r\ufeff") | st.sampled_from(INSIDE))
+lines |= st.sampled_from(["", " ", "\t", "a b", " c ", "a\u2028b", "a, b", "{a|b}", "[a]"])
+
+
+@given(
+    st.lists(lines, min_size=1, max_size=20), st.sampled_from(["\n", "\r\n", "\r\r\n"]), st.booleans(), st.booleans()
 )
-
-
-@given(st.lists(lines, min_size=1, max_size=20), st.booleans())
-def test_any_text_reads_as_python_would_split_it(tmp_path_factory, parts: list[str], last_newline: bool) -> None:
-    text = "\n".join(parts) + "\n" * last_newline
-    expected = [line.strip() for line in text.split("\n") if line.strip()]
+@settings(max_examples=50)
+def test_any_text_reads_as_its_lines(tmp_path_factory, parts: list[str], end: str, last_end: bool, mark: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "any.txt"
-    path.write_text(text, encoding="utf-8", newline="")
-    if expected:
-        assert list(PromptFile(path)) == expected
-    else:
+    path.write_text("\ufeff" * mark + end.join(parts) + end * last_end, encoding="utf-8", newline="")
+    stripped = [line.strip() for line in parts]
+    while stripped and not stripped[-1]:
+        stripped.pop()
+    if not stripped:
         with pytest.raises(UsageError, match="no prompts"):
             PromptFile(path)
+        return
+    assert list(PromptFile(path)) == [line for line in stripped if line]
+    assert list(PromptFile(path, numbered=True)) == stripped
+
+
+def test_files_put_together_keep_their_lines_apart(file) -> None:
+    """Each may begin with a byte order mark; where that stands inside a line, two captions have become one."""
+    mark = b"\xef\xbb\xbf"
+    assert list(PromptFile(file(mark + b"a cat\n" + mark + b"a dog\n"), numbered=True)) == ["a cat", "a dog"]
+    with pytest.raises(UsageError, match=r"some\.txt, line 2: a byte order mark inside the line"):
+        PromptFile(file(b"a cow\n" + mark + b"a cat" + mark + b"a dog\n"), numbered=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "numbered", "line"),
+    [(b"a cat\ra dog\r", False, 1), (b"a cat\ra dog", True, 1), (b"a cow\n\na cat\ra dog\n", True, 3)],
+)
+def test_carriage_returns_end_no_lines(file, content: bytes, numbered: bool, line: int) -> None:
+    with pytest.raises(UsageError, match=rf"some\.txt, line {line}: a carriage return .* tr"):
+        PromptFile(file(content), numbered=numbered)
+
+
+def test_a_stray_carriage_return_is_a_blank_in_a_prompt(file) -> None:
+    assert list(PromptFile(file(b"a\rcat\na dog\n"))) == ["a\rcat", "a dog"]
+
+
+# -- what is no list of prompts -------------------------------------------------------------------------------------------
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("captions.txt", "a cat\n")
+    return buffer.getvalue()
+
+
+def tarred() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("captions.txt"))
+    return buffer.getvalue()
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+MISTAKES = {
+    "a gzip file.*gunzip": gzip.compress(b"a cat\n"),
+    "a zip archive": zipped(),
+    "a compressed file.*7zXZ": lzma.compress(b"a cat\n"),
+    "a compressed file.*BZh": bz2.compress(b"a cat\n"),
+    "a tar archive": tarred(),
+    "UTF-16.*iconv": "a cat\n".encode("utf-16"),
+    "UTF-16 or UTF-32": "a cat\n".encode("utf-32"),
+    "line 1: a NUL byte, as in UTF-16": "a cat\n".encode("utf-16-le"),
+    "line 2: a NUL byte": b"a cat\na \0dog\n",
+    "a picture.*PNG": picture("png"),
+    "a picture.*JF": picture("jpeg"),
+    "a picture.*RIFF": picture("webp"),
+    "a safetensors file": save({"weight": np.zeros(3)}),
+    "a pickle file": pickle.dumps(["a cat"]),
+    "an HTML page.*fetch": b"\n<!DOCTYPE html>\n<html><body>404</body></html>\n",
+    "a Git LFS pointer.*git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+    r"a JSON array.*jq -r": b'["a cat", "a dog"]',
+    r"a JSON array.*jq -c": json.dumps([{"text": "a cat"}], indent=2).encode(),
+    "not JSON Lines": json.dumps({"text": ["a cat"]}, indent=2).encode(),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_what_is_no_list_of_prompts_is_named(file, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"(?s)some\.txt.*{message}"):
+        PromptFile(file(MISTAKES[message]))
+
+
+@given(
+    st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet", ""]),
+    st.sampled_from([b"", b"text\n", b'text,file\n"', b'{"text": "a"}\n', *MISTAKES.values()]),
+    st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode(errors="surrogatepass")),
+    st.integers(0, 200),
+    st.booleans(),
+)
+@settings(max_examples=50)
+def test_a_broken_file_is_refused_or_read(
+    tmp_path_factory, suffix: str, start: bytes, rest: bytes, cut: int, numbered: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"broken.{suffix}"
+    path.write_bytes(start[:cut] + rest)
+    with contextlib.suppress(UsageError):
+        assert all(
+            text == text.strip() and text.encode() for text in PromptFile(path, numbered) if text or not numbered
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\t\r\n\n"])
@@ -92,8 +203,24 @@ def test_a_file_without_prompts_is_refused(file, content: bytes) -> None:
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing\.txt does not exist"):
         PromptFile(tmp_path / "nothing.txt")
-    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="is a folder; give a text file"):
         PromptFile(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no /dev/fd")
+@pytest.mark.parametrize("content", ["a cat\n\na dog\n", 'n,caption\n1,"a\ncat"\n2,\n3,a dog\n'])
+def test_a_pipe_reads_as_the_file_of_its_content(file, content: str) -> None:
+    path = file(content.encode())
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, content.encode())
+        os.close(writing)
+        read = PromptFile(f"/dev/fd/{reading}", numbered=True)
+    finally:
+        os.close(reading)
+    expected = PromptFile(path, numbered=True)
+    assert list(read) == list(expected) == [expected[0], "", "a dog"]
+    assert read.sha256 == expected.sha256
 
 
 @pytest.mark.parametrize(("content", "line"), [(b"caf\xe9\n", 1), (b"fine\n\nalso\ncaf\xe9 noir", 4)])
@@ -138,7 +265,7 @@ def test_locate_refuses_other_names_and_says_what_would_do(name: str, message: s
 
 
 def test_a_file_is_not_a_model(file) -> None:
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is a file and not a folder"):
         locate(str(file(b"x")))
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import change_json, one_line
+from conftest import SD_BETAS, change_json, one_line
 from diffusers import StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+import sidlsg
 from sidlsg import cli
+from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
-from sidlsg.sampling.draw import one_step
+from sidlsg.sampling.draw import SAMPLERS, check_sampling, many_step_scheduler, one_step
+from sidlsg.sampling.pictures import slug
 from sidlsg.teachers.loading import load_model
 
 CPU = torch.device("cpu")
@@ -83,6 +89,25 @@ def test_files_are_named_by_prompt_and_seed_and_say_what_they_are(sample, run_fo
     assert picture.size == (8, 8)
     facts = {"prompt": "A  cat, (very) sad: 悲しい猫!", "seed": "12", "model": str(run_folder / "student")}
     assert picture.text == facts
+
+
+@given(st.text() | st.sampled_from(["CON", "nul.", "a:b?*|<>", "..", "𠀀" * 200, "a" * 300, "é" * 59 + "𠀀" * 70]))
+@settings(max_examples=50, deadline=None)
+def test_every_prompt_gives_a_name_that_every_system_takes(prompt: str) -> None:
+    name = f"grid-{slug(prompt)}-{2**63 - 1}-999999.png.part"
+    assert len(name.encode()) <= 255
+    assert not set(name.removesuffix(".png.part")) & set('.<>:"/\\|?* \n\0')
+
+
+def test_prompts_with_the_same_beginning_keep_their_pictures(sample) -> None:
+    paths = sample("𠀀" * 100 + " cat", "𠀀" * 100 + " dog")
+    assert [Image.open(path).text["prompt"][-3:] for path in paths] == ["cat", "dog"]
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(run) -> None:
+    code, _, err = run("sample", "caf\udce9", "--device", "cpu")
+    assert code == 2
+    one_line(err, r"'caf\udce9' is not valid Unicode", "UTF-8")
 
 
 def test_existing_pictures_are_never_overwritten(sample, tmp_path: Path) -> None:
@@ -201,3 +226,35 @@ def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:
     }
     assert len(texts) >= 5
     assert [path for path, text in texts.items() if str(Path.home()) in text or "_name_or_path" in text] == []
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
+    """Every number of steps that is not refused can be taken, and ends in finite latents."""
+    settings = {**SD_BETAS, "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": spacing}
+    model = SimpleNamespace(
+        student=None, schedule=range(1000), scheduler_config=settings | {"_class_name": "DDIMScheduler"}
+    )
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    taken = set()
+    for steps in (1, 2, 3, 4, 25, 499, 500, 998, 999, 1000, 1001):
+        try:
+            check_sampling(model, steps, None, sampler)
+        except UsageError:
+            continue
+        taken.add(steps)
+        kind, x = many_step_scheduler(model, steps, sampler), noise
+        for t in kind.timesteps:
+            x = kind.step(0.1 * kind.scale_model_input(x, t), t, x).prev_sample
+        assert x.isfinite().all(), steps
+    assert 1001 not in taken
+    assert {4, 25, 500} <= taken
+    assert (2 in taken) == (sampler != "pndm")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_would_change_are_refused(tiny_teacher: Path, seed: int) -> None:
+    pictures = sidlsg.sample("a", model=tiny_teacher, seeds=[0, seed], steps=1, device="cpu")
+    with pytest.raises(UsageError, match=f"the seed {seed} is not in"):
+        list(pictures)

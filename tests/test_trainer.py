@@ -310,6 +310,8 @@ def test_two_processes_make_the_run_of_one(unbroken, tiny_teacher, tmp_path) -> 
     assert result.returncode == 0, result.stderr
     trainer(config_for(tiny_teacher, images=16), tmp_path / "one", prompts).run()
     for one, two in zip(science(tmp_path / "one"), science(tmp_path / "two"), strict=True):
+        gaps = [[-1 if gap is None else gap for gap in line.pop("score_gap")] for line in (one, two)]
+        assert gaps[0] == pytest.approx(gaps[1], rel=1e-2)
         assert one == pytest.approx(two, rel=1e-3, abs=1e-3)
     name = "checkpoints/000000000016/{}.safetensors"
     for group in ("fake", "generator", "ema"):

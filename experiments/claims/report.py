@@ -91,7 +91,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def numbers(scores: dict[str, Any]) -> list[str]:
     formats = ("{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}")
-    return [form.format(scores[key]) if key in scores else "–" for key, form in zip(SCORES, formats, strict=True)]
+    return [
+        form.format(scores[key]) if scores.get(key) is not None else "–"
+        for key, form in zip(SCORES, formats, strict=True)
+    ]
 
 
 def table3() -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sidlsg.planning.footprint import footprints
 from sidlsg.settings import make_config
 from sidlsg.teachers.architectures import build_model, family_of_architecture
 from sidlsg.teachers.family import Model
+from sidlsg.terminal import say
 from sidlsg.training.engine import Engine, stored_dtype
 
 PROMPT = "a photo of a cat, number {}"
@@ -46,15 +48,19 @@ SWITCHES: dict[str, Any] = {
 
 @dataclass
 class Row:
-    """One measured configuration; when it did not run, ``error`` says why and there are no numbers.
+    """One configuration; when it did not run, ``error`` says why and there are no numbers.
 
-    ``images`` are those of one iteration; ``allocated`` and ``reserved`` are peaks in GiB.
+    ``images`` are those of one iteration of a run, in one process; ``measured`` those of the longest iteration that was measured.
+    ``timing`` is of iterations of ``images`` images, ``once`` the seconds in it that do not depend on their number (optimisers,
+    average, gradients). ``allocated`` and ``reserved`` are peaks in GiB.
     """
 
     name: str
     config: Config
     images: int
+    measured: int
     timing: Timing | None = None
+    once: float | None = None
     allocated: float | None = None
     reserved: float | None = None
     gemm: float | None = None  # TFLOP/s of a matrix product, timed between the iterations
@@ -78,12 +84,14 @@ class Row:
             "switches": {name: getattr(self.config, name) for name in SWITCHES},
             "ema": self.config.ema,
             "images": self.images,
+            "measured_images": self.measured,
             "error": self.error,
         }
         if self.timing:
             rate = self.images_per_second or 0
             found |= {
                 "seconds": self.timing.seconds,
+                "seconds_once_an_iteration": self.once,
                 "images_per_second": rate,
                 "seconds_per_1k_images": 1e3 / rate,
                 "spread": self.timing.spread,
@@ -102,13 +110,12 @@ def cases(
     strategies: Sequence[str],
     precisions: Sequence[str],
     settings: dict[str, Any],
-    images: int | None = None,
 ) -> list[tuple[str, Config]]:
-    """(preset, configuration) for every combination; no strategies means all, no precisions each preset's own.
+    """(preset, configuration of one of its processes) for every combination; no strategies means all, no precisions each
+    preset's own.
 
     Args:
         settings: fields of ``Config`` that override the presets.
-        images: the size of a measured iteration, fitted to the micro-batches by ``fit_batch``; None takes ``default_images``.
     """
     chosen = []
     for preset in presets:
@@ -118,19 +125,33 @@ def cases(
                 if precision:
                     options["precision"] = precision
                 config = make_config(preset, options | settings)
-                chosen.append((preset, fit_batch(config, images or default_images(config))))
+                chosen.append((preset, replace(config, batch=config.batch // config.processes, processes=1)))
     return chosen
 
 
-def default_images(config: Config) -> int:
-    """Two rounds of the larger micro-batch, or the preset's whole batch where that is less."""
-    return min(config.batch, 2 * max(config.micro_batches))
-
-
-def fit_batch(config: Config, images: int) -> Config:
-    """The configuration for one process, with a batch of about ``images`` images that is a multiple of both micro-batches."""
+def sizes(config: Config, images: int | None) -> list[int]:
+    """Images of the iterations to measure, each a multiple of both micro-batches: the whole batch where it is no more than
+    ``images`` (None: two rounds of the larger micro-batch), else about ``images`` and about half of them, from which the time of
+    the whole batch follows."""
     step = math.lcm(*config.micro_batches)
-    return replace(config, batch=max(step, images // step * step), processes=1)
+    images = images or 2 * step
+    if images >= config.batch:
+        return [config.batch]
+    long = max(2, images // step)
+    return [long // 2 * step, long * step]
+
+
+def compose(seconds: list[float], images: list[int], batch: int) -> tuple[float, float]:
+    """(seconds of an iteration of ``batch`` images, those of them that do not depend on the number) from the ``seconds`` of an
+    iteration of each size in ``images``, which are one or two."""
+    if len(images) == 1:
+        return seconds[0] * batch / images[0], 0.0
+    short, long = seconds
+    each = (long - short) / (images[1] - images[0])
+    once = short - images[0] * each
+    if once < 0:  # the noise is larger than it
+        each, once = sum(seconds) / sum(images), 0.0
+    return once + batch * each, once
 
 
 def run(
@@ -152,7 +173,8 @@ def run(
 
     Args:
         arch: the architecture to build; None is the device's default.
-        presets, strategies, precisions, settings, images: as for ``cases``; no presets means the device's default.
+        presets, strategies, precisions, settings: as for ``cases``; no presets means the device's default.
+        images: as for ``sizes``.
         repeats: measured iterations of each case.
         baseline: measure each case also with every switch that is on turned off, first one by one, then all together.
         out: folder of the files, rewritten after every row, so that an interruption keeps what was measured; None writes none.
@@ -165,16 +187,16 @@ def run(
     family_of_architecture(arch)
     gflop = footprints()[arch].gflop
     console = console or Console(quiet=True)
-    chosen = cases(presets or [default_preset(device, arch)], strategies, precisions, settings or {}, images)
+    chosen = cases(presets or [default_preset(device, arch)], strategies, precisions, settings or {})
     facts = device_facts(device) | {"arch": arch}
     rows: list[dict[str, Any]] = []
     for preset, config in chosen:
         for label, case in without_each_switch(config) if baseline else [("", config)]:
             title = f"{case.strategy_name}, {label}" if label else case.strategy_name
-            row = measure(title, case, lambda dtype: build_model(arch, device, dtype), device, gflop, repeats)
+            row = measure(title, case, lambda dtype: build_model(arch, device, dtype), device, gflop, images, repeats)
             rows.append({"preset": preset} | row.as_dict())
             rate = f"{row.images_per_second:.3g} images/s" if row.images_per_second else row.error
-            console.print(f"{preset}, {title}, {case.precision}: {rate}", highlight=False, soft_wrap=True)
+            say(console, f"{preset}, {title}, {case.precision}: {rate}")
             write_bench(None, out, facts, rows, command)
     write_bench(console, out, facts, rows, command)
     return rows
@@ -186,20 +208,26 @@ def measure(
     build: Callable[[torch.dtype], Model],
     device: torch.device,
     gflop: float,
+    images: int | None = None,
     repeats: int = 3,
     warmup: int = 1,
 ) -> Row:
-    """Measure whole iterations (draws, text encoding, both updates, average) of ``config.batch`` images each.
+    """Measure whole iterations (draws, text encoding, both updates, average), for one of ``config.batch`` images.
 
     Args:
         build: makes a fresh model in a given dtype.
         gflop: GFLOP of one forward pass of the network for one sample, for MFU; passes repeated to save memory do not count.
+        images: as for ``sizes``.
     """
-    row = Row(name, config, config.batch)
+    measured = sizes(config, images)
+    row = Row(name, config, config.batch, measured[-1])
     memory = PeakMemory(device)
     try:
-        row.timing, row.gemm = _iterations(config, build(stored_dtype(config)), device, warmup, repeats)
+        found = _iterations(config, build(stored_dtype(config)), device, measured, warmup, repeats)
+        row.timing, row.once, row.gemm = found.timing, found.once, found.gemm
         row.allocated, row.reserved = memory.read()
+        # All draws of an iteration wait on the device.
+        row.allocated += (row.images - row.measured) * found.drawn / 2**30
         useful = forward_equivalents(replace(config, two_stage=False, gradient_checkpointing=False)) * gflop / 1e3
         rate = row.images / row.timing.median
         row.peak = data_sheet_peak(config, device) or row.gemm
@@ -215,29 +243,45 @@ def measure(
     return row
 
 
+@dataclass
+class _Iterations:
+    """timing: of an iteration of the whole batch; once: seconds in it that do not depend on its images; gemm: TFLOP/s of the
+    matrix products run in between; drawn: bytes of the draws of one image, for both updates."""
+
+    timing: Timing
+    once: float
+    gemm: float
+    drawn: float
+
+
 def _iterations(
-    config: Config, teacher: Model, device: torch.device, warmup: int, repeats: int
-) -> tuple[Timing, float]:
-    """Times of whole iterations, and the median TFLOP/s of matrix products run between them. Frees the engine on return."""
+    config: Config, teacher: Model, device: torch.device, measured: list[int], warmup: int, repeats: int
+) -> _Iterations:
+    """Time iterations of each size in ``measured``. Frees the engine on return."""
     engine = Engine.build(config, teacher, device)
     if config.compile:
         engine.compile()
-    seen = 0
+    seen, drawn = 0, 0.0
 
-    def iterate() -> None:
-        nonlocal seen
-        prompts = [PROMPT.format(seen + i) for i in range(config.batch)]
+    def iterate(images: int) -> None:
+        nonlocal seen, drawn
+        prompts = [PROMPT.format(seen + i) for i in range(images)]
         batches = engine.draw(draws.FAKE_SCORE, seen, prompts), engine.draw(draws.GENERATOR, seen, prompts)
+        drawn = sum(batch.nbytes for batch in batches) / images
         engine.iterate(batches, seen)
-        seen += config.batch
+        seen += images
 
-    iterations = timed(iterate, device, warmup, 0)
-    products = []
+    for _ in range(warmup):
+        iterate(measured[-1])
+    products, once, timing = [], [], Timing()
     for _ in range(repeats):
-        # In turn, so that a slow moment of a shared machine affects both.
+        # In turn, so that a slow moment of a shared machine affects all.
         products.append(gemm_tflops(device, DTYPES[config.precision]))
-        iterations.seconds += timed(iterate, device, 0, 1).seconds
-    return iterations, statistics.median(products)
+        seconds = [timed(partial(iterate, images), device, 0, 1).median for images in measured]
+        whole, fixed = compose(seconds, measured, config.batch)
+        timing.seconds.append(whole)
+        once.append(fixed)
+    return _Iterations(timing, statistics.median(once), statistics.median(products), drawn)
 
 
 def without_each_switch(config: Config) -> list[tuple[str, Config]]:

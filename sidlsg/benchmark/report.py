@@ -14,6 +14,7 @@ from rich.table import Table
 from sidlsg.data import read_table
 from sidlsg.errors import SidlsgError
 from sidlsg.planning.gpus import known_gpu
+from sidlsg.terminal import say
 
 # A SHARED column moves into the title if all its cells are the same; GPU_ONLY columns are left out on a CPU.
 SHARED = ("preset", "precision", "micro-batch")
@@ -107,7 +108,7 @@ def show(console: Console, title: str, head: list[str], lines: list[list[str]], 
         table.add_row(*map(escape, line))
     console.print(table, highlight=False)
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(console, note)
 
 
 def save(folder: Path | None, name: str, content: dict[str, Any], text: str) -> None:
@@ -130,9 +131,14 @@ def write_bench(
     measured = [row for row in rows if not row["error"]]
     repeats = len(measured[0]["seconds"]) if measured else 0
     gemms = [row["gemm_tflops"] for row in measured] or [0.0]
+    images, longest = rows[0]["images"], rows[0]["measured_images"]
+    composed = (
+        f" Their time is composed of that of {longest} images and that of fewer: what is done once an iteration, and what is "
+        f"done for each image. Draws of the {images - longest} images more are counted into the GiB."
+    )
     notes = [
-        f"`{command}`: whole iterations of {rows[0]['images']} images, the first not measured, median of {repeats}; spread is "
-        "half of largest - smallest. Operations are Algorithm 1's, none counted twice.",
+        f"`{command}`: whole iterations of {images} images, the first not measured, median of {repeats}; spread is "
+        "half of largest - smallest. Operations are Algorithm 1's, none counted twice." + composed * (longest < images),
         "GiB: peak allocated by PyTorch." if "memory_gib" in facts else "GiB: peak resident size of the process.",
         "Of GEMM: as a share of a large matrix product measured between the iterations, "
         f"{min(gemms):.3g} to {max(gemms):.3g} TFLOP/s.",

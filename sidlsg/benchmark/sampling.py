@@ -16,7 +16,6 @@ from sidlsg.benchmark.machine import default_arch, device_facts
 from sidlsg.benchmark.report import write_bench_sample
 from sidlsg.benchmark.timing import Timing, timed
 from sidlsg.devices import DTYPES, pick_precision
-from sidlsg.distributed import Processes
 from sidlsg.evaluation.generation import caption_jobs, generate
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.draw import one_step, seed_noise
@@ -133,7 +132,7 @@ def measure_sampling(
         nonlocal written
         folder = out / str(written)
         jobs = caption_jobs([PROMPT.format(i) for i in range(pictures)])
-        generate(model, jobs, folder, Processes(), batch=batch)
+        generate(model, jobs, folder, batch=batch)
         written += 1
 
     works: Sequence[tuple[str, Callable[[], None]]] = (

@@ -51,17 +51,20 @@ def options(
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """One line for the user, and the exit code: 2 for misuse, 1 for failure."""
+    """One line for the user, and the exit code: 2 for misuse, 1 for failure, 130 for Ctrl-C (docs/troubleshooting.md)."""
     if isinstance(error, SidlsgError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was already written is kept, and the same command goes on from the last checkpoint", 1
+        return (
+            "interrupted; what was already written is kept, and the same command goes on from the last checkpoint",
+            130,
+        )
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     if full or "No space left on device" in str(error):  # safetensors wraps it in an error of its own
         where = getattr(error, "filename", None) or "while writing"
         return f"the disk is full ({where}); free some space and run the same command again", 1
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system says'}: {error.strerror}", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "out of GPU memory; use a smaller --micro-batch (or --batch, when sampling), the result is the same", 1
     first = (str(error).strip().splitlines() or ["no message"])[0]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option
+
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[sample ...]")
 
 ARCH_HELP = "sd15, sd21-base or sdxl (random weights at the real size), or emoji."
@@ -22,7 +24,9 @@ def bench(
         list[str] | None, typer.Option(help="Repeatable; default: the newest that is made for this device.")
     ] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images a measurement (rounded to micro-batches).")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of a measured iteration. Default: two micro-batches.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting of a preset: NAME=VALUE.")
@@ -31,12 +35,13 @@ def bench(
         bool, typer.Option("--baseline", help="Also each switch of the engine turned off, one by one.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.md.")] = None,
+    out: Annotated[Path | None, path_option("Folder for bench.json and bench.md.")] = None,
 ) -> None:
     """Measure distillation: peak memory, seconds per 1k images, images/s and MFU, for each strategy, precision and preset.
 
-    Weights are random at the published shapes, so nothing is downloaded. One warm-up iteration is not measured; the median of
-    the others is shown, with their spread. Rows of the paper's Table 4 stand beside ours; they are of 8 GPUs, ours of one.
+    Weights are random at the published shapes, so nothing is downloaded. Iterations of two lengths are measured, of which the
+    time for the preset's batch is composed; one warm-up iteration is not measured, and the median of the others is shown, with
+    their spread. Rows of the paper's Table 4 stand beside ours; they are of 8 GPUs, ours of one.
 
     Examples: `sidlsg bench` · `sidlsg bench --preset h100-bf16 --preset h100-fp16 --out bench-h100` ·
     `sidlsg bench --strategy lsg --baseline`
@@ -77,7 +82,7 @@ def sample(
     images: Annotated[int, typer.Option(min=1, help="Pictures a measurement.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for bench-sample.json and bench-sample.md.")] = None,
+    out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,
 ) -> None:
     """Measure one-step sampling, its parts (UNet, VAE, text encoder, PNG files), and the stock diffusers pipeline."""
     from rich.console import Console

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_option
+
 
 def distill(
     preset: Annotated[
@@ -17,7 +19,10 @@ def distill(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias (`sidlsg models`), hub id or diffusers folder.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Text file, one prompt a line, or an alias (aesthetics6plus).")
+        str | None, typer.Option(help="Text file, one prompt a line, a table, or an alias (aesthetics6plus).")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
     ] = None,
     strategy: Annotated[str | None, typer.Option(help="long, short, lsg-simple or lsg.")] = None,
     kappa: Annotated[
@@ -49,7 +54,7 @@ def distill(
         bool, typer.Option("--force", help="Run even if the plan says that memory will not suffice.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
+        Path | None, path_option("Run folder (default: runs/<teacher>-<preset>-<strategy>-<kappa>).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; needs no network.")] = False,
 ) -> None:
@@ -68,12 +73,14 @@ def distill(
     from sidlsg import distributed
     from sidlsg.config import parse_kappa
     from sidlsg.settings import gather
+    from sidlsg.terminal import say
     from sidlsg.training.launch import launch, prepare
     from sidlsg.training.progress import RunConsole
 
     options = {
         "teacher": teacher,
         "prompts": prompts,
+        "caption_column": caption_column,
         "strategy": strategy,
         "kappa": None if kappa is None else parse_kappa(kappa),
         "images": images,
@@ -92,13 +99,8 @@ def distill(
     console.print(job.plan(), highlight=False)
     if dry_run:
         if job.problem:
-            console.print(f"[yellow]does not fit:[/] {job.problem}", highlight=False, soft_wrap=True)
+            say(console, job.problem, "does not fit: ")
         return
     ended = "this run is complete" if job.complete else "done"
     folder = launch(job, console, force)
-    console.print(
-        f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f'{ended}: {folder.student}\nsidlsg sample --model {folder.path} "..."')

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_argument, path_option, tell
+
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[stats ...]")
 
 REFERENCE_HELP = "Real pictures: a folder (encoded once, cached) or a file of `sidlsg eval stats`."
@@ -22,25 +24,32 @@ def evaluate(
         bool, typer.Option("--coco30k", help="30,000 COCO captions, as the paper's tables 1 and 2.")
     ] = False,
     hpsv2: Annotated[bool, typer.Option("--hpsv2", help="4 x 800 prompts, human preference score.")] = False,
-    images: Annotated[Path | None, typer.Option(help="Score this folder of pictures, made by anything.")] = None,
-    reference: Annotated[Path | None, typer.Option(help=REFERENCE_HELP)] = None,
+    images: Annotated[Path | None, path_option("Score this folder of pictures, made by anything.")] = None,
+    reference: Annotated[Path | None, path_option(REFERENCE_HELP)] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Caption file; line i belongs to picture i (or a folder, with --hpsv2).")
+        Path | None, path_option("Caption file; line or row i belongs to picture i (a folder with --hpsv2).")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the captions.")
+    ] = None,
+    file_column: Annotated[
+        str | None,
+        typer.Option(help="Column with the file names of the pictures in --images that the captions belong to."),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="gigagan, sid-lsg or embedded.")] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N captions; not comparable with tables.")
+        int | None, typer.Option(help="Only the first N captions (of each style); not comparable with tables.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of a teacher (default 25).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps of a teacher (default 25).")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale of a teacher (default 3).")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler of a teacher: ddim, dpm++, unipc, ...")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures made at once; does not change them.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures at once; does not change scores.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the generator: fp32, bf16 or fp16.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
-    inception: Annotated[Path | None, typer.Option(help=INCEPTION_HELP)] = None,
-    clip: Annotated[Path | None, typer.Option(help="CLIP ViT-g-14 weights file.")] = None,
-    hps: Annotated[Path | None, typer.Option(help="HPS weights file.")] = None,
+    inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
+    clip: Annotated[Path | None, path_option("CLIP ViT-g-14 weights file.")] = None,
+    hps: Annotated[Path | None, path_option("HPS weights file.")] = None,
     hps_version: Annotated[str, typer.Option(help="v2.0 (the paper's) or v2.1; the scales differ.")] = "v2.0",
     hps_antialias: Annotated[
         bool, typer.Option("--hps-antialias/--no-hps-antialias", help="Off: as with torchvision before 0.17.")
@@ -51,7 +60,7 @@ def evaluate(
     assume_protocol: Annotated[
         bool, typer.Option("--assume-protocol", help="Take statistics of another tool as this protocol's.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for pictures and results (default below evals/).")] = None,
+    out: Annotated[Path | None, path_option("Folder for pictures and results (default below evals/).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done, needed and downloaded.")] = False,
 ) -> None:
     """Score a model, or pictures made by anything, by a named protocol.
@@ -77,6 +86,8 @@ def evaluate(
         hpsv2=hpsv2,
         reference=reference,
         prompts=prompts,
+        caption_column=caption_column,
+        file_column=file_column,
         protocol=protocol,
         only=parse_only(only),
         limit=limit,
@@ -95,6 +106,10 @@ def evaluate(
         assume_protocol=assume_protocol,
         out=out,
     )
+    if model is not None:
+        from sidlsg.teachers.registry import locate
+
+        tell(locate(model).note)
     if dry_run:
         from sidlsg.evaluation.plan import plan
 
@@ -102,22 +117,23 @@ def evaluate(
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run
+    from sidlsg.terminal import say
 
     results = run(request, console)
     if results is not None:
         console.print(results_table(results), highlight=False)
-        console.print(f"{request.folder / 'results.json'}", highlight=False, soft_wrap=True)
+        say(console, str(request.folder / "results.json"))
 
 
 @app.command("stats")
 def stats(
-    folder: Annotated[Path, typer.Argument(help="Folder of real pictures.")],
-    out: Annotated[Path, typer.Option(help="File to write: coco.npz.")],
+    folder: Annotated[Path, path_argument("Folder of real pictures.")],
+    out: Annotated[Path, path_option("File to write: coco.npz.")],
     protocol: Annotated[str, typer.Option(help="gigagan, sid-lsg or embedded.")] = "gigagan",
     features: Annotated[
         bool, typer.Option("--features/--no-features", help="Keep features, which precision and recall need.")
     ] = True,
-    inception: Annotated[Path | None, typer.Option(help=INCEPTION_HELP)] = None,
+    inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
 ) -> None:
@@ -128,10 +144,11 @@ def stats(
     from rich.console import Console
 
     from sidlsg.evaluation.run import make_statistics
+    from sidlsg.terminal import say
 
     console = Console()
     count = make_statistics(
         folder, out, protocol, features=features, inception=inception, device=device, batch=batch, console=console
     )
     what = "statistics and features" if features else "statistics"
-    console.print(f"{out}: {what} of {count:,} pictures, protocol {protocol}", highlight=False, soft_wrap=True)
+    say(console, f"{out}: {what} of {count:,} pictures, protocol {protocol}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sidlsg.cli.options import path_argument
+
 app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no_args_is_help=True)
 
 
@@ -53,7 +55,7 @@ def show(name: Annotated[str, typer.Argument(help="Preset name or YAML file.")])
 @app.command("copy")
 def copy(
     name: Annotated[str, typer.Argument(help="Preset name.")],
-    to: Annotated[Path | None, typer.Argument(help="File or folder (default: here).")] = None,
+    to: Annotated[Path | None, path_argument("File or folder (default: here).")] = None,
 ) -> None:
     """Copy a preset out to edit; use it with `sidlsg distill --preset FILE.yaml`."""
     from sidlsg.errors import SidlsgError, UsageError

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sidlsg.cli.options import path_option, tell
 
 MOST = 1_000_000  # seeds a prompt
 
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Argument(help="One or several prompts.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, path_option("Text file, one prompt a line, or a table.")] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
+    ] = None,
     number: Annotated[
         int, typer.Option("-n", "--number", min=1, max=MOST, help="Pictures a prompt, with consecutive seeds.")
     ] = 1,
@@ -32,9 +38,9 @@ def sample(
         str | None, typer.Option(help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32).")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[
-        Path, typer.Option(help="Folder, or the name of a .png file for a single picture or a grid.")
-    ] = Path("samples"),
+    out: Annotated[Path, path_option("Folder, or the name of a .png file for a single picture or a grid.")] = Path(
+        "samples"
+    ),
 ) -> None:
     """Make pictures with a one-step student (or, to compare, with its teacher).
 
@@ -49,7 +55,12 @@ def sample(
 
     texts = list(prompt or [])
     if prompts is not None:
-        texts += list(PromptFile(prompts))
+        listed = PromptFile(prompts, column=caption_column)
+        texts += list(listed)
+        if listed.column is not None and caption_column is None:
+            print(f"prompts: {listed}", file=sys.stderr)
+    elif caption_column is not None:
+        raise UsageError("--caption-column is a column of --prompts FILE; give both")
     if not texts:
         raise UsageError('nothing to draw; give a prompt (sidlsg sample "red heart") or --prompts FILE')
     numbers = parse_seeds(seeds) if seeds is not None else range(seed, seed + number)
@@ -62,7 +73,9 @@ def sample(
 
     from sidlsg import api
     from sidlsg.sampling.pictures import free_path, make_grid, save_png, slug
+    from sidlsg.teachers.registry import locate
 
+    tell(locate(model).note)
     pictures = api.sample(
         texts,
         model=model,

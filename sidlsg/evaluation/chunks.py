@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -12,37 +12,34 @@ from typing import Any
 import numpy as np
 import torch
 
+from sidlsg.evaluation.pictures import Folder
+from sidlsg.evaluation.reference import cache_key
 from sidlsg.evaluation.scorer import Encoded, Scorer, Tick
 from sidlsg.files import write_arrays
 
 CHUNK = 4096  # pictures
 
 
-def chunk_key(scorer: Scorer, files: Sequence[Path], features: bool, clip: bool) -> str:
-    """The cache key of a chunk: a hash of the protocol, the weights, the outputs asked for and the files."""
-    digest = hashlib.sha256(
-        f"{scorer.protocol.fingerprint} {sorted(scorer.weights.items())} {features} {clip}".encode()
-    )
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:20]
+def chunk_key(scorer: Scorer, digests: Sequence[str], features: bool, clip: bool) -> str:
+    """The cache key of a chunk: a hash of the protocol, the weights, the outputs asked for and the pictures' own hashes."""
+    return cache_key(scorer.protocol, scorer.weights, digests, f"features {features}, clip {clip}")
 
 
 def encode_files(
-    scorer: Scorer, files: Sequence[Path], features: bool, clip: bool, keep: Path, tick: Tick | None = None
+    scorer: Scorer, folder: Folder, features: bool, clip: bool, keep: Path, tick: Tick | None = None
 ) -> Encoded:
     """``Scorer.encode`` chunk by chunk; each finished chunk is saved in the folder ``keep`` and never computed again."""
     parts = []
-    for start in range(0, len(files), CHUNK):
-        chunk = files[start : start + CHUNK]
-        path = keep / f"{chunk_key(scorer, chunk, features, clip)}.npz"
+    for start in range(0, len(folder), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        path = keep / f"{chunk_key(scorer, folder.digests[chunk], features, clip)}.npz"
         part = _load(path)
         if part is None:
-            part = scorer.encode(chunk, features, clip, tick)
-            _save(part, path)
+            part = scorer.encode(folder.files[chunk], features, clip, tick)
+            with contextlib.suppress(OSError):  # costs an interrupted evaluation some time, nothing else
+                _save(part, path)
         elif tick:
-            tick(len(chunk))
+            tick(len(folder.files[chunk]))
         parts.append(part)
     embeddings = [part.embeddings for part in parts if part.embeddings is not None]
     return Encoded(torch.cat([part.features for part in parts]), torch.cat(embeddings) if embeddings else None)

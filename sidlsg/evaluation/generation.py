@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sidlsg import distributed
 from sidlsg.distributed import Processes
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.scorer import Tick
@@ -93,30 +94,46 @@ def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:
     return [job for job in jobs if job.path.as_posix() not in names]
 
 
+def to_draw(jobs: Sequence[Job], folder: Path, processes: Processes) -> list[Job]:
+    """The jobs whose picture is missing, the same list in every process.
+
+    The main process alone lists the folder: on a shared disk another one may see files earlier or later, and a picture that
+    falls between their shares would never be drawn.
+    """
+    return distributed.gather(missing(jobs, folder) if processes.main else [])[0]
+
+
+def check_complete(jobs: Sequence[Job], folder: Path) -> None:
+    """Raise SidlsgError when the picture of a job is missing, though all processes have drawn theirs."""
+    if lost := missing(jobs, folder):
+        raise SidlsgError(
+            f"{len(lost):,} of {len(jobs):,} pictures are missing after drawing (first: {folder / lost[0].path}); the folder "
+            "must be on a disk that all processes share. Give the same command again to draw them"
+        )
+
+
 def generate(
     model: Model,
     jobs: Sequence[Job],
     folder: Path,
-    processes: Processes,
     *,
     batch: int,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
     tick: Tick | None = None,
-) -> int:
-    """Draw this process's share of the pictures missing from ``folder``; returns how many it drew.
+) -> None:
+    """Draw the picture of every job into ``folder``.
 
     Threads save the pictures while the next ones are drawn. A file is renamed only when complete, so an interruption leaves
     no half-written picture.
     """
-    todo = missing(jobs, folder)[processes.rank :: processes.world]
-    for parent in {folder / job.path.parent for job in todo}:
+    for parent in {folder / job.path.parent for job in jobs}:
         parent.mkdir(parents=True, exist_ok=True)
     pictures = draw(
         model,
-        [j.prompt for j in todo],
-        [j.seed for j in todo],
+        [j.prompt for j in jobs],
+        [j.seed for j in jobs],
         batch=batch,
         steps=steps,
         guidance=guidance,
@@ -124,7 +141,7 @@ def generate(
     )
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         waiting: list[Future[None]] = []
-        for job, picture in zip(todo, pictures, strict=True):
+        for job, picture in zip(jobs, pictures, strict=True):
             # Fast compression, so that saving does not hold up drawing.
             facts: dict[str, Any] = {"prompt": job.prompt, "seed": job.seed, "model": model.source}
             waiting.append(pool.submit(save_png, picture, folder / job.path, compress_level=1, **facts))
@@ -134,4 +151,3 @@ def generate(
                 tick(1)
         for future in waiting:
             future.result()
-    return len(todo)

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.evaluation.networks import _clear_failure, quiet_logging
-from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_VERSIONS
-from sidlsg.evaluation.weights import find_weights
+from sidlsg.evaluation.networks import _clear_failure, full_precision, quiet_logging
+from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES, HPS_VERSIONS
+from sidlsg.evaluation.weights import file_sha256, find_weights
 
 SIZE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -39,6 +39,7 @@ class HpsScorer:
         tokenizer: list of B prompts -> tokens [B, L].
         prepare: picture -> normalised float32 [3, 224, 224].
         facts: settings recorded with the scores: version, JPEG quality, backend, antialiasing.
+        weights: SHA-256 of the checkpoint file.
     """
 
     model: Any
@@ -46,8 +47,10 @@ class HpsScorer:
     prepare: Callable[[Image.Image], Tensor]
     device: torch.device
     facts: dict[str, Any]
+    weights: str
 
     @torch.no_grad()
+    @full_precision()
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores of B (picture, prompt) pairs: 100 x cosine similarity, float32 [B] on the CPU."""
         x = torch.stack([self.prepare(picture) for picture in pictures]).to(self.device)
@@ -112,7 +115,7 @@ def load_hps(
         model = open_clip.create_model(architecture, pretrained=str(path)).eval().requires_grad_(False).to(device)
     facts["antialias"] = antialias
     tokenizer = open_clip.get_tokenizer(architecture)
-    return HpsScorer(model, tokenizer, lambda picture: prepare(picture, antialias), device, facts)
+    return HpsScorer(model, tokenizer, lambda picture: prepare(picture, antialias), device, facts, file_sha256(path))
 
 
 def _load_package(
@@ -134,11 +137,11 @@ def _load_package(
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
         model = model.eval().requires_grad_(False).to(device)
-    return HpsScorer(model, tokenizer, prepare_validation, device, facts)
+    return HpsScorer(model, tokenizer, prepare_validation, device, facts, file_sha256(path))
 
 
-def load_prompts(style: str, given: Path | None = None) -> list[str]:
-    """The 800 prompts of a style, from ``given``/<style>.json, the cache, or a download.
+def load_prompts(style: str, given: Path | None = None) -> tuple[list[str], str]:
+    """The 800 prompts of a style, from ``given``/<style>.json, the cache, or a download; and the SHA-256 of their file.
 
     Raises UsageError when the given file does not exist, SidlsgError when it cannot be downloaded or is no list of 800 prompts.
     """
@@ -150,11 +153,11 @@ def load_prompts(style: str, given: Path | None = None) -> list[str]:
         raise SidlsgError(f"{path} is not a list of prompts: {error}") from None
     if not isinstance(prompts, list) or len(prompts) != HPS_PROMPTS or not all(isinstance(p, str) for p in prompts):
         raise SidlsgError(f"{path} must hold {HPS_PROMPTS} prompts; fetch it again")
-    return prompts
+    return prompts, file_sha256(path)
 
 
 def summary(scores: dict[str, Tensor]) -> dict[str, float]:
-    """Mean of every style (``hps_<style>``) and of all prompts (``hps_average``).
+    """Mean of every style (``hps_<style>``) and, when all four are there, of all prompts (``hps_average``).
 
     ``hps_<style>_std`` is the standard deviation of the means of ten chunks, as the hpsv2 package prints it.
     """
@@ -163,5 +166,6 @@ def summary(scores: dict[str, Tensor]) -> dict[str, float]:
         chunks = np.array([chunk.mean() for chunk in np.array_split(values.double().numpy(), 10) if len(chunk)])
         found[f"hps_{style}"] = float(values.double().mean())
         found[f"hps_{style}_std"] = float(chunks.std())
-    found["hps_average"] = float(torch.cat(list(scores.values())).double().mean())
+    if set(scores) == set(HPS_STYLES):
+        found["hps_average"] = float(torch.cat(list(scores.values())).double().mean())
     return found

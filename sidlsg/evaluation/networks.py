@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ from sidlsg.evaluation.weights import weight_files
 
 JUDGE = ASSETS / "emoji-judge"
 INCEPTION_SIZE = 299
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute as ``PRECISION`` says, with reproducible cuDNN kernels, whatever the process has set; its settings are restored."""
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    parts = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
+    fields = [*((part, "fp32_precision", "ieee") for part in parts), (cudnn, "allow_tf32", False)]
+    fields += [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    settings: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
+        (partial(getattr, owner, name), partial(setattr, owner, name), value) for owner, name, value in fields
+    ]
+    settings.append((torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"))
+    with contextlib.ExitStack() as restoring:
+        for read, write, _ in settings:
+            # torch has two interfaces to TF32; allow_tf32 and float32_matmul_precision are the older one, which cannot be read,
+            # and need not be restored, in a process that has used the other.
+            with contextlib.suppress(RuntimeError):
+                restoring.callback(write, read())
+        for _, write, value in reversed(settings):
+            write(value)
+        for kind in ("cuda", "cpu"):
+            restoring.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 class InceptionBicubic(FeatureExtractorInceptionV3):
@@ -180,6 +206,7 @@ class Clip:
         return self.encode_prepared((x.float() / 255 - mean) / std)
 
     @torch.no_grad()
+    @full_precision()
     def encode_captions(self, captions: Sequence[str], batch: int = 128) -> Tensor:
         """Captions -> unit vectors [N, D], float32 on the CPU; the prefix is prepended to each."""
         parts = []

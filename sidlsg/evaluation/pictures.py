@@ -1,92 +1,325 @@
-"""Folders of pictures, and the crop and resize that a protocol applies before any network."""
+"""Folders of pictures: which files count, what they hold, which caption each shows; and the protocol's crop and resize."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import re
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.protocol import Protocol
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-LOSSY = {".jpg", ".jpeg", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+# Pictures too, but not read; that they are left out is said.
+OTHER_SUFFIXES = {
+    ".gif",
+    ".apng",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".jpe",
+    ".npy",
+    ".tga",
+    ".exr",
+    ".hdr",
+    ".svg",
+}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says
+LOSSY = ("JPEG", "MPO", "WEBP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+# Folders of thumbnails and side files that systems add; names that start with a dot are left out as well.
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+COCO_DIGITS = 12  # of the picture ids in COCO's file names
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
+
+
+# -- what a file holds -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture file says about itself, and the SHA-256 of the whole file.
+
+    Attributes:
+        kind: Pillow's name of the format, whatever the suffix of the file.
+        size: width and height.
+        alpha: whether there is an alpha channel or a transparent colour.
+        seed: that ``sidlsg`` notes in the pictures it draws; None in those of other tools.
+    """
+
+    sha256: str
+    kind: str
+    size: tuple[int, int]
+    alpha: bool
+    seed: str | None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[bytes, Image.Image]]:
+    """The bytes of a file, and the picture in it, whose pixels may be loaded in the block.
+
+    Raises UsageError, naming the file, for one that is missing, cannot be read, is damaged, or is no single picture of 8 bits a
+    channel, or of 16.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    if not content:
+        raise UsageError(f"{path} is empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if problem := _unsupported(picture):
+                raise UsageError(f"{path} {problem}")
+            yield content, picture
+    except UsageError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(
+            f"{path} is not a picture of a known kind ({', '.join(FORMATS)}); replace or remove it"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UsageError(f"{path} is too large to be decoded safely ({error}); make it smaller or remove it") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged files
+        raise UsageError(f"{path} is not a readable picture ({error}); replace or remove it") from None
+
+
+def _unsupported(picture: Image.Image) -> str:
+    """Why a picture cannot be turned into 8-bit RGB without guessing; empty when it can."""
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a photograph with a smaller copy of itself, from some cameras
+        return f"holds {frames} frames or pages; keep the one that is meant, in a file of its own"
+    if picture.mode in MODES or _sixteen_bits(picture):
+        return ""
+    what = {"F": "floating-point numbers", "I": "32-bit or signed integers"}.get(
+        picture.mode, f"of the mode {picture.mode}"
+    )
+    return f"has pixels that are {what}, whose range or meaning is not known; convert it to 8 bits a channel"
+
+
+def _sixteen_bits(picture: Image.Image) -> bool:
+    """Whether the levels of a grey picture are 0 to 65535, 0 being black."""
+    if isinstance(tags := getattr(picture, "tag_v2", None), Mapping):
+        return picture.mode.startswith("I;16") and tags.get(BITS_PER_SAMPLE) == (16,) and tags.get(PHOTOMETRIC) == 1
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in 8-bit RGB, as torch-fidelity, pytorch-fid and clean-fid take it: an alpha channel is dropped, colour profiles
+    and EXIF orientation are not applied. Of 16 bits the upper eight are kept, as Pillow does where there are three channels."""
+    if picture.mode not in MODES:
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """A picture as RGB; raises UsageError, naming the file, when it is missing, unreadable or truncated."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged files
-        raise UsageError(f"{path} is not a readable picture ({error}); replace or remove it") from None
+    """A picture as ``to_rgb`` gives it; raises UsageError, naming the file, when it is missing, damaged or not supported."""
+    with _open(path) as (_, picture):
+        return to_rgb(picture)
+
+
+def read_header(path: Path) -> Header:
+    """What a picture file holds; its pixels are not decoded. Raises UsageError as ``load_rgb`` does."""
+    with _open(path) as (content, picture):
+        alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+        seed = picture.info.get("seed")
+        kind = picture.format or ""
+        return Header(
+            hashlib.sha256(content).hexdigest(), kind, picture.size, alpha, None if seed is None else str(seed)
+        )
+
+
+# -- which files a folder holds --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Folder:
     """The pictures below a folder, in natural order.
 
-    ``index[i]`` is the number that file i is named by; ``index`` is None when any name is not a number. Numbers pair pictures
-    with captions: ``000017.png`` shows caption 17, even when other pictures are missing.
+    Attributes:
+        index: the number that each file is named by; None unless all names are one prefix (or none) and a number, each number
+            once. Numbers pair pictures with captions, see ``match_captions``.
+        left_out: pictures of kinds that are not read.
+        assigned: ``index`` says which caption each picture shows, whatever its name.
     """
 
     path: Path
     files: tuple[Path, ...]
     index: tuple[int, ...] | None
+    left_out: tuple[Path, ...] = ()
+    assigned: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
+    @cached_property
+    def headers(self) -> tuple[Header, ...]:
+        """What each file holds; every file is read once, whole. Raises UsageError as ``load_rgb`` does."""
+        with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return tuple(pool.map(read_header, self.files))
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of each file."""
+        return tuple(header.sha256 for header in self.headers)
+
     @property
     def lossy(self) -> list[Path]:
-        return [file for file in self.files if file.suffix.lower() in LOSSY]
+        """The files that are JPEG or WebP."""
+        return [file for file, header in zip(self.files, self.headers, strict=True) if header.kind in LOSSY]
+
+    @property
+    def transparent(self) -> list[Path]:
+        """The files with an alpha channel or a transparent colour."""
+        return [file for file, header in zip(self.files, self.headers, strict=True) if header.alpha]
 
 
-def natural(path: Path) -> list[tuple[int, int | str]]:
-    """A sorting key that puts 9.png before 10.png."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path))]
+def natural(path: Path) -> tuple[list[list[tuple[int, int | str]]], bytes]:
+    """A sorting key that puts 9.png before 10.png, the same for every locale and file system."""
+    names = [re.split(r"([0-9]+)", unicodedata.normalize("NFC", name)) for name in path.parts]
+    return [[(0, int(t)) if i % 2 else (1, t) for i, t in enumerate(name)] for name in names], os.fsencode(path)
+
+
+def walk(root: Path) -> list[Path]:
+    """Every file below a folder that is not hidden, in no particular order; links are followed.
+
+    Left out are names that start with a dot and ``SYSTEM_FOLDERS``. A folder is read once, however many links lead to it, and a
+    link back to a folder above ``root`` is not followed. Raises UsageError, naming it, for a folder that cannot be read, a link
+    to nothing, and what is neither a file nor a folder but has the name of a picture.
+    """
+    files: list[Path] = []
+    folders: list[Path] = [root]
+    linked: list[Path] = []  # read after those that lie below, which may be the same
+    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop()
+        if (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise UsageError(f"the folder {folder} cannot be read: {error.strerror}") from None
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+                continue
+            path, link = folder / entry.name, entry.is_symlink()
+            if os.path.isdir(path) if link else entry.is_dir():
+                (linked if link else folders).append(path)
+            elif os.path.isfile(path) if link else entry.is_file():
+                files.append(path)
+            elif link:
+                raise UsageError(f"{path} is a link that leads nowhere; mend or remove it")
+            elif path.suffix.lower() in SUFFIXES:
+                raise UsageError(f"{path} is neither a file nor a folder; remove it")
+    return files
 
 
 def find_pictures(path: Path) -> Folder:
-    """All pictures below ``path``; raises UsageError when there are none, or when two have the same number."""
+    """All pictures below ``path``, found by ``walk``; raises UsageError as it does, and when there are none."""
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder of pictures")
-    files = [f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
+    found = sorted(walk(path), key=lambda file: natural(file.relative_to(path)))
+    files = tuple(file for file in found if file.suffix.lower() in SUFFIXES)
+    left_out = tuple(file for file in found if file.suffix.lower() in OTHER_SUFFIXES)
     if not files:
         raise UsageError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    files.sort(key=lambda file: natural(file.relative_to(path)))
-    if not all(file.stem.isdecimal() for file in files):
-        return Folder(path, tuple(files), None)
-    numbers = [int(file.stem) for file in files]
-    if len(set(numbers)) < len(numbers):
-        twice = next(n for n in numbers if numbers.count(n) > 1)
-        same = " and ".join(str(f) for f in files if int(f.stem) == twice)
-        raise UsageError(f"{same} carry the same number; captions could not be told apart")
-    return Folder(path, tuple(files), tuple(numbers))
+    return Folder(path, files, _numbers(files), left_out)
+
+
+def _numbers(files: Sequence[Path]) -> tuple[int, ...] | None:
+    """The numbers at the end of the names; None when one has none, prefixes differ, or a number is there twice."""
+    names = [re.fullmatch(r"(.*?)([0-9]+)", file.stem, re.DOTALL) for file in files]
+    if not all(names) or len({name[1] for name in names if name}) > 1:
+        return None
+    numbers = tuple(int(name[2]) for name in names if name)
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+# -- sizes and captions ----------------------------------------------------------------------------------------------------
 
 
 def common_size(folder: Folder) -> tuple[int, int]:
-    """The (width, height) of all pictures, read from their headers; raises UsageError when they differ."""
-    sizes: dict[tuple[int, int], Path] = {}
-    for file in folder.files:
-        try:
-            with Image.open(file) as picture:
-                sizes.setdefault(picture.size, file)
-        except Exception as error:
-            raise UsageError(f"{file} is not a readable picture ({error}); replace or remove it") from None
-        if len(sizes) > 1:
-            (a, first), (b, second) = sizes.items()
-            raise UsageError(
-                f"{folder.path} mixes sizes: {first.name} is {a[0]}x{a[1]}, {second.name} is {b[0]}x{b[1]}; "
-                "generated pictures must have one size"
-            )
+    """The (width, height) of all pictures; raises UsageError when they differ."""
+    sizes = {header.size: file for file, header in zip(folder.files[::-1], folder.headers[::-1], strict=True)}
+    if len(sizes) > 1:
+        (b, second), (a, first) = list(sizes.items())[-2:]
+        raise UsageError(
+            f"{folder.path} mixes sizes: {first.name} is {a[0]}x{a[1]}, {second.name} is {b[0]}x{b[1]}; "
+            "generated pictures must have one size"
+        )
     return next(iter(sizes))
+
+
+def match_captions(folder: Folder, captions: Sequence[str]) -> tuple[list[tuple[int, int]], str]:
+    """Which caption each picture shows: (position of the picture, number of its caption).
+
+    A picture named 17 shows line 17, counted from 0. Where the names cannot be meant so, they are either understood without
+    doubt or not at all, since the CLIP score of shifted captions looks like that of a bad generator:
+
+    - every caption has its picture, counted from 0 or from 1: paired, whatever stands in front of the numbers;
+    - plain numbers from 1 to the number of captions, some missing: counted from 1;
+    - plain numbers below the number of captions, some missing: counted from 0, if 0 is among them, if 1 is not, or if ``sidlsg``
+      drew the pictures (it notes the number as the seed);
+    - plain numbers from 0 without a gap, more than there are captions: counted from 0, and the last ones have no caption;
+    - everything else is not paired: ids such as COCO's, numbers beyond the list, the same number twice, other names.
+
+    Returns the pairs and a text: why there are none, or that the pictures are numbered from 1; else empty.
+    """
+    wanted = {number for number, caption in enumerate(captions) if caption}
+    start = 0 if folder.assigned else _counted_from(folder, wanted, len(captions))
+    if isinstance(start, str) or folder.index is None:
+        return [], str(start)
+    pairs = [(place, number - start) for place, number in enumerate(folder.index) if number - start < len(captions)]
+    return pairs, "The pictures are numbered from 1: picture 1 shows the first caption." if start else ""
+
+
+def _counted_from(folder: Folder, wanted: set[int], count: int) -> int | str:
+    """The number of the first caption's picture, 0 or 1, or why there is no telling. ``wanted`` of ``count`` are not blank."""
+    if not folder.index:
+        return (
+            "the names of the pictures are not numbers of captions (one number each, none twice, after the same prefix)"
+        )
+    there, least, most = set(folder.index), min(folder.index), max(folder.index)
+    if most < count and wanted <= there:
+        return 0
+    if least >= 1 and most <= count and {number + 1 for number in wanted} <= there:
+        return 1
+    named = f"the pictures are named {folder.files[0].stem}, ..."
+    if not all(file.stem.isascii() and file.stem.isdecimal() for file in folder.files):
+        return f"{named}: with a prefix, numbers stand for captions only if all {count:,} captions have their picture"
+    if all(len(file.stem) == COCO_DIGITS for file in folder.files):
+        return f"{named}: numbers of {COCO_DIGITS} digits are ids of COCO, not of captions"
+    if least == 1 and most == count:
+        return 1
+    if least == 0 and most == len(there) - 1:
+        return 0
+    if most >= count:
+        return f"the numbers of the pictures go to {most:,}, but there are {count:,} captions, which count from 0"
+    if least == 1 and folder.headers[folder.index.index(1)].seed != "1":
+        return (
+            f"the pictures are numbered from 1 to {most:,}, the {count:,} captions from 0, and whether 1 is the first caption or "
+            "the second cannot be told; number the pictures from 0, or give as many captions as pictures"
+        )
+    return 0
 
 
 def centre_square(picture: Image.Image, rounding: str) -> Image.Image:
@@ -122,10 +355,3 @@ def load_sheet(path: Path, size: int, count: int) -> list[Image.Image]:
     rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
     tiles = pixels.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     return [Image.fromarray(np.ascontiguousarray(tile)) for tile in tiles[:count]]
-
-
-def pairs(index: Sequence[int] | None, count: int, captions: int) -> list[tuple[int, int]]:
-    """(position, number of its caption) of each picture among the first ``count`` that has one of ``captions`` captions."""
-    if index is None:
-        return []
-    return [(position, number) for position, number in enumerate(index[:count]) if number < captions]

@@ -47,14 +47,15 @@ def _protocol_rows(request: Request) -> list[tuple[str, str]]:
     protocol, folder = request.chosen, request.folder
     found = captions_of(request, protocol, download=False)
     captions, where = found.lines, found.where
-    count = len(captions) if captions is not None else min(protocol.images, request.limit or protocol.images)
+    total = len(captions) if captions is not None else protocol.images
+    count = min(total, request.limit or total)
     rows = [("protocol", f"{protocol.name}: {protocol.what}")]
     if request.images is None:
         rows += _drawing_lines(request, folder, [Path(f"{i:06d}.png") for i in range(count)])
     else:
         rows.append(("pictures", f"{request.images}, as they are there"))
     rows.append(
-        ("captions", where + ("" if captions is None or request.images is not None else f" (there, {count:,})"))
+        ("captions", where + ("" if captions is None or request.images is not None else f" (there, {total:,})"))
     )
     real = request.reference
     if {"fid", "pr"} & set(request.only):

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sidlsg.terminal import say
+
 
 class Bars:
     """Named progress bars; where the output is no terminal, one line for each.
@@ -15,7 +17,12 @@ class Bars:
     """
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self.console = console
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
 
@@ -33,7 +40,7 @@ class Bars:
         return lambda count: self.bar.advance(task, count)
 
     def stage(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", highlight=False, soft_wrap=True, style="yellow")
+        say(self.console, text, "warning: ")

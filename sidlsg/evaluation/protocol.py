@@ -14,6 +14,7 @@ HPS_STYLES = ("anime", "photo", "concept-art", "paintings")
 HPS_VERSIONS = ("v2.0", "v2.1")
 HPS_PROMPTS = 800  # per style
 HPS_JPEG_QUALITY = 75  # as the authors' script stores the pictures it scores
+PRECISION = "float32, without TF32 or autocast"  # of every network that judges pictures; set by networks.full_precision
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Protocol:
     def fingerprint(self) -> str:
         """A hash of all fields that can change a score."""
         facts = {k: v for k, v in asdict(self).items() if k not in ("what", "reference", "images")}
+        facts["precision"] = PRECISION
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,18 @@ from sidlsg.files import write_arrays
 
 BENCH = ASSETS / "emoji-bench"
 
+# Number of the code that makes features and embeddings out of picture files. It is raised with every change that gives other ones
+# (tests/test_pictures.py knows them): features that were kept, and statistics, of another number are not used.
+CODE = 1
+ROUNDING = 1e-6  # relative, of statistics that were stored in float32
+
 
 @dataclass(frozen=True)
 class Reference:
     """Moments (for the Fréchet distance) and, for precision and recall, features [M, D] of real pictures.
 
     ``protocol`` and ``fingerprint`` are the protocol's; ``weights`` is the SHA-256 of the feature network's file, ``source``
-    says where the pictures came from.
+    says where the pictures came from; ``assumed`` that the file names no protocol, and the user did.
     """
 
     protocol: str
@@ -37,10 +44,11 @@ class Reference:
     source: str
     moments: Moments
     features: Tensor | None
+    assumed: bool = False
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` under a temporary name and rename it."""
-        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source")}
+        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source")} | {"code": CODE}
         arrays: dict[str, Any] = {
             "mu": self.moments.mu,
             "sigma": self.moments.sigma,
@@ -59,26 +67,13 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
         weights: SHA-256 of the feature network in use; None accepts a file made with any network.
         assume: accept a file that names no protocol (only mu and sigma) as made by this one.
 
-    Raises UsageError when the file is missing, is not a statistics file, or was made by another protocol or with another network.
+    Raises UsageError when the file is missing, is not a statistics file, holds what no pictures can have, or was made by another
+    protocol, with another network or with other code.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-        mu, sigma = arrays["mu"].astype(np.float32), arrays["sigma"].astype(np.float64)
-        if (
-            mu.ndim != 1
-            or sigma.shape != (len(mu), len(mu))
-            or not np.isfinite(mu).all()
-            or not np.isfinite(sigma).all()
-        ):
-            raise ValueError("mu and sigma do not fit together, or are not finite")
-    except FileNotFoundError:
-        raise UsageError(f"--reference {path}: there is no such folder or file") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(
-            f"{path} is not a statistics file ({error}); make one with: sidlsg eval stats FOLDER --out {path.stem}.npz"
-        ) from None
-    if "about" not in arrays:
+    arrays = _read_arrays(path)
+    given = _check_moments(arrays, path)
+    assumed = "about" not in arrays
+    if assumed:
         if not assume:
             raise UsageError(
                 f"{path} does not say by which protocol it was made, and FIDs of two protocols differ by whole points. If "
@@ -88,12 +83,17 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
         about["source"] = f"{path.name} (protocol assumed)"
     else:
         try:
-            about = json.loads(str(arrays["about"]))
-            about = {key: about[key] for key in ("protocol", "fingerprint", "weights", "source")}
+            found = json.loads(str(arrays["about"]))
+            about = {key: found[key] for key in ("protocol", "fingerprint", "weights", "source")}
+            code = found.get("code", 1)
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{path} is not a statistics file of sidlsg (its description is damaged); make one with: sidlsg eval stats"
             ) from None
+        if code != CODE:
+            raise UsageError(
+                f"{path} was made by code of another version, which gives other features; make new ones with: sidlsg eval stats"
+            )
     if about["fingerprint"] != protocol.fingerprint:
         other = about["protocol"] if about["protocol"] != protocol.name else f"another version of {protocol.name}"
         raise UsageError(
@@ -105,26 +105,75 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
             f"{path} was made with another feature network (SHA-256 {about['weights'][:12]}..., here {weights[:12]}...); use "
             "the same weights file, or make new statistics with: sidlsg eval stats"
         )
-    count = int(arrays["count"]) if "count" in arrays else 0
     features = torch.from_numpy(arrays["features"].astype(np.float32)) if "features" in arrays else None
-    return Reference(moments=Moments(mu, sigma, count), features=features, **about)
+    return Reference(moments=given, features=features, assumed=assumed, **about)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a statistics file that are of use; files of ADM's evaluator also hold thousands of pictures."""
+    try:
+        data = np.load(path, allow_pickle=False)
+        if not isinstance(data, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array, not mu and sigma")
+        with data:
+            if missing := {"mu", "sigma"} - set(data.files):
+                raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+            return {name: data[name] for name in ("mu", "sigma", "count", "features", "about") if name in data.files}
+    except FileNotFoundError:
+        raise UsageError(f"--reference {path}: there is no such folder or file") from None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UsageError(
+            f"{path} is not a statistics file ({error}); make one with: sidlsg eval stats FOLDER --out {path.stem}.npz"
+        ) from None
+
+
+def _check_moments(arrays: dict[str, np.ndarray], path: Path) -> Moments:
+    """Mean, covariance and number of pictures; raises UsageError for values that no features of pictures have."""
+
+    def check(right: bool, what: str) -> None:
+        if not right:
+            raise UsageError(
+                f"{path} is not a statistics file of pictures: {what}; make a new one with: sidlsg eval stats"
+            )
+
+    count = arrays.get("count", np.int64(0))
+    check(count.shape == () and count.dtype.kind in "iu" and int(count) >= 0, "count is no number of pictures")
+    for name in ("mu", "sigma", "features"):
+        check(name not in arrays or arrays[name].dtype.kind in "fiu", f"{name} is not made of real numbers")
+    mu, sigma = arrays["mu"], arrays["sigma"].astype(np.float64)
+    check(mu.ndim == 1 and len(mu) > 0, f"mu must be a vector, and has the shape {mu.shape}")
+    check(
+        sigma.shape == mu.shape * 2,
+        f"sigma must be {len(mu)} x {len(mu)}, as mu has it, and has the shape {sigma.shape}",
+    )
+    with np.errstate(over="ignore"):
+        mu = mu.astype(np.float32)
+    check(bool(np.isfinite(mu).all() and np.isfinite(sigma).all()), "mu or sigma is not finite")
+    scale = np.abs(sigma).max()
+    check(np.abs(sigma - sigma.T).max() <= ROUNDING * scale, "sigma is not symmetric")
+    try:  # fails unless all eigenvalues are larger than - ROUNDING x the largest possible one
+        np.linalg.cholesky(sigma + (ROUNDING * np.trace(sigma) + np.finfo(np.float64).tiny) * np.eye(len(mu)))
+    except np.linalg.LinAlgError:
+        check(False, "sigma is not positive semi-definite")
+    if "features" in arrays:
+        features = arrays["features"]
+        right = features.shape == (int(count), len(mu)) and bool(np.isfinite(features).all())
+        check(right, f"features must be {int(count)} x {len(mu)} finite numbers, as count and mu have it")
+    return Moments(mu, sigma, int(count))
+
+
+def cache_key(protocol: Protocol, weights: Mapping[str, str], digests: Sequence[str], *more: str) -> str:
+    """A hash of everything that features depend on: the code, the protocol, the networks' hashes and the pictures' own."""
+    versions = [importlib.metadata.version(name) for name in ("pillow", "torch", "torch-fidelity", "open_clip_torch")]
+    facts = [CODE, versions, protocol.fingerprint, sorted(weights.items()), list(digests), *more]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
 def cache_path(protocol: Protocol, weights: str, folder: Folder | None) -> Path:
-    """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached.
-
-    The file name contains a hash of the protocol, the weights and the list of files.
-    """
-    digest = hashlib.sha256(f"{protocol.fingerprint} {weights}".encode())
-    if folder is None:
-        digest.update(file_digest(BENCH / "reference.png").encode())
-        name = "emoji-bench"
-    else:
-        for file in folder.files:
-            stat = file.stat()
-            digest.update(f"{file.relative_to(folder.path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        name = folder.path.resolve().name or "folder"
-    return cache_folder() / "features" / f"{protocol.name}-{name[:40]}-{digest.hexdigest()[:20]}.npz"
+    """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached; reads every picture."""
+    digests = [file_digest(BENCH / "reference.png")] if folder is None else folder.digests
+    key = cache_key(protocol, {protocol.features: weights}, digests)
+    return cache_folder() / "features" / f"{protocol.name}-{key}.npz"
 
 
 def file_digest(path: Path) -> str:
@@ -134,8 +183,6 @@ def file_digest(path: Path) -> str:
 
 def cached(path: Path, protocol: Protocol, weights: str) -> Reference | None:
     """The cached features; None when the cache file is missing or cannot be used."""
-    if not path.is_file():
-        return None
     try:
         return load_reference(path, protocol, weights)
     except SidlsgError:

@@ -1,8 +1,9 @@
-"""The report of an evaluation: a table of its scores, with published results of the same protocol below. No torch in here."""
+"""The report of an evaluation: its scores, and the published results of its protocol, by who measured them. No torch in here."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,31 +29,62 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table of the report: rows of text under a title, and where they come from; the first is the result itself."""
+
+    title: str
+    source: str
+    rows: list[list[str]]
+
+
 @functools.cache
 def published() -> dict[str, list[dict[str, Any]]]:
-    """Results to compare with, by protocol: the paper's for gigagan and hps-v2.0, our own measurements for embedded."""
+    """Results to compare with, by protocol: groups of rows that were measured by the same code."""
     return read_table("evaluation/published.yaml")
 
 
-def table_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and rows of text: this result first, then the published ones of the same protocol."""
+def sections(results: dict[str, Any]) -> tuple[list[str], list[Section]]:
+    """Headings, and tables: the result, then, unless there is a warning, the published ones of its protocol."""
     scores = results["scores"]
     keys = [key for key in COLUMNS if key in scores]
     head = ["", *(COLUMNS[key][0] for key in keys)]
-    rows = [[describe(results), *(f"{scores[key]:.{COLUMNS[key][1]}f}" for key in keys)]]
-    for row in published().get(results["protocol"], []):
-        if any(row.get(key) is not None for key in keys):
-            rows.append([row["method"], *(_as_published(key, row.get(key), results["protocol"]) for key in keys)])
-    return head, rows
+    own = [describe(results), *("–" if scores[key] is None else f"{scores[key]:.{COLUMNS[key][1]}f}" for key in keys)]
+    found = [Section("", "", [own])]
+    for group in [] if results["warnings"] else published().get(results["protocol"], []):
+        rows = [
+            [row["method"], *(_as_published(key, row.get(key), results["protocol"]) for key in keys)]
+            for row in group["rows"]
+            if any(row.get(key) is not None for key in keys)
+        ]
+        if rows:
+            found.append(Section(group["title"], group["source"], rows))
+    return head, found
 
 
-def _as_published(key: str, value: float | None, protocol: str) -> str:
+def _as_published(key: str, value: float | str | None, protocol: str) -> str:
     """Format with as many decimals as the paper gives (two or three for CLIP); our own rows like the result itself."""
     if value is None:
         return "–"
+    if isinstance(value, str):
+        return value
     if protocol == "embedded":
         return f"{value:.{COLUMNS[key][1]}f}"
-    return f"{value:g}" if key == "clip" else f"{value:.2f}"
+    return f"{value:.3f}" if key == "clip" and round(value, 2) != value else f"{value:.2f}"
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What a reader of the result must know: warnings, what that means for comparisons, and which scores are not given."""
+    said = [f"Warning: {text}" for text in results["warnings"]]
+    if said and results["protocol"] in published():
+        said.append("Because of this, published results are not shown beside it.")
+    if results.get("pairing"):
+        said.append(results["pairing"])
+    names: dict[str, list[str]] = {}
+    for key, reason in results["not_given"].items():
+        names.setdefault(reason, []).append(COLUMNS[key][0])
+    absent = "; ".join(f"{', '.join(those)} ({reason})" for reason, those in names.items())
+    return [*said, f"Not given: {absent}."] if absent else said
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -66,31 +98,42 @@ def describe(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The text of ``results.md``: the table, where its other rows come from, warnings and package versions."""
-    head, rows = table_rows(results)
-    lines = [f"# {results['protocol']}: {results['what']}", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join([f"**{row[0]}**", *row[1:]] if i == 0 else row) + " |" for i, row in enumerate(rows)]
-    lines += ["", f"{results['pictures']:,} pictures. " + SOURCE.get(results["protocol"], "")]
-    lines += [f"Warning: {text}" for text in results["warnings"]]
-    lines += ["", "Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items())]
+    """The text of ``results.md``: the tables and where their rows come from, warnings, and what the scores were computed with."""
+    head, tables = sections(results)
+    lines = [f"# {results['protocol']}: {results['what']}"]
+    for section in tables:
+        lines += ["", f"## {section.title}", "", section.source] * bool(section.title)
+        lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in section.rows]
+        if not section.title:
+            lines += [
+                "",
+                f"{results['pictures']:,} pictures.",
+                *(line for text in remarks(results) for line in ("", text)),
+            ]
+    lines += [
+        "",
+        "## Computed with",
+        "",
+        f"{results['precision']}, on {results['device']} ({results['device_name']})",
+        "",
+    ]
+    lines += [f"- {name}: SHA-256 {sha256}" for name, sha256 in results["weights_sha256"].items()]
+    lines += [f"- prompts: SHA-256 {results['prompts_sha256'] or 'unknown'}"]
+    lines += [f"- {name} {value}" for name, value in results["versions"].items()]
     return "\n".join(lines) + "\n"
 
 
-SOURCE = {
-    "gigagan": "The other rows are the paper's tables 1 and 2; its precision and recall are of unstated preprocessing.",
-    "hps-v2.0": "The other rows are the paper's Table 2.",
-    "embedded": "The other rows were measured with this protocol (docs/claims.md): the shipped student, the teacher `emoji` with "
-    "so many steps (DDIM, DPM++, UniPC) and CFG scales, the reference drawings themselves.",
-}
-
-
 def results_table(results: dict[str, Any]) -> RenderableType:
-    """The same table for the terminal."""
-    head, rows = table_rows(results)
-    table = Table(box=None, pad_edge=False, title=f"{results['protocol']}: {results['what']}", title_justify="left")
-    for place, heading in enumerate(head):
-        table.add_column(heading, justify="left" if place == 0 else "right")
-    for place, row in enumerate(rows):
-        table.add_row(*(escape(cell) for cell in row), style="bold" if place == 0 else None)
-    return Group(table, SOURCE.get(results["protocol"], ""))
+    """The same tables for the terminal."""
+    head, tables = sections(results)
+    shown: list[RenderableType] = []
+    for section in tables:
+        title = section.title or f"{results['protocol']}: {results['what']}"
+        table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left")
+        for place, heading in enumerate(head):
+            table.add_column(heading, justify="left" if place == 0 else "right")
+        for row in section.rows:
+            table.add_row(*map(escape, row), style=None if section.title else "bold")
+        shown += [table, *(escape(text) for text in ([section.source] if section.title else remarks(results))), ""]
+    return Group(*shown[:-1])

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from sidlsg.errors import UsageError, nearest
-from sidlsg.evaluation.protocol import HPS_VERSIONS, Protocol, get_protocol
+from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_VERSIONS, Protocol, get_protocol
+from sidlsg.paths import user_path
 
 METRICS = ("fid", "clip", "pr")
+MOST_STEPS = 1000  # timesteps of the families' schedules
 
 
 @dataclass(frozen=True)
 class Request:
     """The options of ``sidlsg eval`` and ``sidlsg.evaluate``.
 
-    The defaults score the shipped emoji student by the protocol ``embedded``. Raises UsageError for options that conflict.
+    The defaults score the shipped emoji student by the protocol ``embedded``. Raises UsageError for options that conflict, have
+    no effect beside the others, or are out of range.
 
     Attributes:
         model: run folder, diffusers folder, alias or hub id.
@@ -25,10 +28,13 @@ class Request:
         coco30k: draw the 30,000 COCO captions, as in the paper's tables 1 and 2.
         hpsv2: compute the human preference score over 4 x 800 prompts.
         reference: real pictures: a folder, or a file made by ``sidlsg eval stats``.
-        prompts: caption file, line i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        prompts: caption file, line or row i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
+        caption_column: of a table with the captions; None takes the only one with a usual name.
+        file_column: of a table; the picture of ``images`` that it names has the caption of that row.
         protocol: gigagan, sid-lsg or embedded; None chooses by the other options.
         only: which of fid, clip and pr (precision and recall) to compute.
-        limit: use only the first captions; the scores are then not comparable with published ones.
+        limit: draw only the first captions (with ``hpsv2``: use the first of each style); the scores are then not comparable
+            with published ones.
         steps, guidance, sampler: of a teacher.
         batch: pictures per forward pass.
         precision: of the generator: fp32, bf16 or fp16.
@@ -44,6 +50,8 @@ class Request:
     hpsv2: bool = False
     reference: Path | None = None
     prompts: Path | None = None
+    caption_column: str | None = None
+    file_column: str | None = None
     protocol: str | None = None
     only: tuple[str, ...] = METRICS
     limit: int | None = None
@@ -69,28 +77,66 @@ class Request:
             raise UsageError(f'--only is "{",".join(self.only)}"; write some of {",".join(METRICS)}')
         if self.images is not None and self.model is not None:
             raise UsageError("give --model to draw pictures, or --images to score those in a folder, not both")
+        if self.hps_version not in HPS_VERSIONS:
+            raise UsageError(f'--hps-version is "{self.hps_version}"; use {" or ".join(HPS_VERSIONS)}')
+        if (self.caption_column or self.file_column) is not None and (self.prompts is None or self.hpsv2):
+            raise UsageError(
+                "--caption-column and --file-column are columns of --prompts FILE, a table of captions; give it"
+            )
+        if self.file_column is not None and self.images is None:
+            raise UsageError(
+                "--file-column is for pictures that are there; with --model they are named by the captions' numbers"
+            )
+        self._check_ranges()
+        self._check_unused()
+        if self.hpsv2:
+            return
         alone = self.reference is None and self.prompts is None and self.protocol != "embedded"
-        if self.images is not None and not self.hpsv2 and alone:
+        if self.images is not None and alone:
             raise UsageError(
                 "--images needs --reference (a folder of real pictures, or statistics) or --prompts, or both"
             )
-        if self.images is not None:  # pictures that are there are scored as they are, all of them
-            given = [*(name for name, value in self.generation.items() if value is not None)]
-            given += ["precision"] if self.precision is not None else []
-            given += ["limit"] if self.limit is not None and not self.hpsv2 else []
-            if given:
-                raise UsageError(f"--{given[0]} is for pictures that are drawn; with --images leave it out")
-        if self.hpsv2:
-            if self.hps_version not in HPS_VERSIONS:
-                raise UsageError(f'--hps-version is "{self.hps_version}"; use {" or ".join(HPS_VERSIONS)}')
-            if self.reference is not None:
-                raise UsageError("--hpsv2 compares with no reference; leave out --reference")
-            return
         chosen = self.chosen
         if self.coco30k and chosen.prompts != "coco30k":
             raise UsageError(f"--coco30k does not go with the protocol {chosen.name}; use gigagan or sid-lsg")
         if not self.coco30k and self.images is None and chosen.prompts == "coco30k":
             raise UsageError(f"the protocol {chosen.name} draws 30,000 pictures; add --coco30k (or --images FOLDER)")
+
+    def _check_ranges(self) -> None:
+        """Raise UsageError for a number that no evaluation can have."""
+        prompts = HPS_PROMPTS if self.hpsv2 else self.chosen.images if self.coco30k else None
+        most = {"limit": prompts, "steps": MOST_STEPS, "batch": None}
+        for name, high in most.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= (high or value):
+                raise UsageError(f"--{name} is {value}; give 1 {'or more' if high is None else f'to {high:,}'}")
+
+    def _check_unused(self) -> None:
+        """Raise UsageError for an option that would have no effect beside the others."""
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        if self.images is not None:  # pictures that are there are scored as they are, all of them
+            drawing = changed & {"steps", "guidance", "sampler", "precision", "coco30k"}
+            drawing |= changed & {"limit"} if not self.hpsv2 else set()
+            if drawing:
+                raise UsageError(f"--{min(drawing)} is for pictures that are drawn; with --images leave it out")
+        where, ignored = "without --hpsv2", changed & {"hps", "hps_version", "hps_antialias", "hps_package"}
+        if self.hpsv2:
+            where, ignored = (
+                "with --hpsv2",
+                changed & {"reference", "protocol", "only", "inception", "clip", "assume_protocol"},
+            )
+            if self.hps_package:
+                where, ignored = "with --hps-package", changed & {"hps_antialias"}
+        elif self.reference is None and self.assume_protocol:
+            where, ignored = "without --reference", {"assume_protocol"}
+        elif not ignored:
+            judged = self.chosen.features == "judge"
+            needed = {"inception": {"fid", "pr"} & set(self.only), "clip": {"clip"} & set(self.only)}
+            where = f"with --only {','.join(self.only)}" if not judged else f"with the protocol {self.chosen.name}"
+            ignored = {name for name in changed & set(needed) if judged or not needed[name]}
+        if ignored:
+            option = min(ignored).replace("_", "-").replace("hps-antialias", "no-hps-antialias")
+            raise UsageError(f"--{option} has no effect {where}; leave it out")
 
     @classmethod
     def of(cls, **options: Any) -> Request:
@@ -106,7 +152,7 @@ class Request:
             options["only"] = parse_only(options["only"])
         for name, value in options.items():
             if "Path" in str(known[name]) and value is not None:
-                options[name] = Path(value)
+                options[name] = user_path(value)
         return cls(**options)
 
     @property

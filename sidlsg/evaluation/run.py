@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,32 @@ from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
-from sidlsg.evaluation.captions import captions_of
-from sidlsg.evaluation.generation import Job, Settings, caption_jobs, generate, missing, style_jobs
-from sidlsg.evaluation.pictures import Folder, find_pictures
+from sidlsg.evaluation.captions import assign, captions_of
+from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
+from sidlsg.evaluation.generation import Job, Settings, caption_jobs, check_complete, generate, style_jobs, to_draw
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
 from sidlsg.evaluation.progress import Bars
-from sidlsg.evaluation.protocol import HPS_STYLES, Protocol, get_protocol
+from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, get_protocol
+from sidlsg.evaluation.reference import Reference
 from sidlsg.evaluation.report import markdown
 from sidlsg.evaluation.request import Request
-from sidlsg.evaluation.scorer import Scorer
-from sidlsg.evaluation.scoring import encode_folder, score_pictures, score_styles, use_reference
+from sidlsg.evaluation.scorer import Scorer, obstacles, scores_of
+from sidlsg.evaluation.scoring import (
+    encode_folder,
+    examine,
+    find_styles,
+    open_reference,
+    pair,
+    score_pictures,
+    score_styles,
+)
 from sidlsg.files import write_text
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
 from sidlsg.version import __version__
+
+# A process waits for others that draw on slower devices, or read the model from a slower disk. One that fails ends all of them.
+PATIENCE = timedelta(days=2)
 
 
 def run(request: Request, console: Console | None = None) -> dict[str, Any] | None:
@@ -56,8 +72,9 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     """Evaluate by a protocol of ``protocols.yaml``: FID (or fd), CLIP score, precision and recall."""
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
     captions = captions_of(request, protocol, download=True)
-    if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
-        request = _without_reference(request, protocol)
+    lines = captions.lines
+    if request.prompts is not None:
+        bars.stage(f"captions: {captions.where}")
     warnings: list[str] = []
     seconds: dict[str, float] = {}
 
@@ -65,64 +82,99 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         warnings.append(text)
         bars.warn(text)
 
-    begun = time.monotonic()
+    pairing = ""
+    paired: list[tuple[int, int]] = []
+    if request.images is not None:
+        found = assign(find_pictures(request.images), captions, warn)
+        bars.stage(f"reading {len(found):,} pictures")
+        examine(found, protocol, warn)
+        if lines is not None and "clip" in request.only:
+            paired, pairing = pair(found, lines, warn)
+    else:
+        assert lines is not None
+        if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
+            raise UsageError(
+                f"--reference is missing: {protocol.reference} as a folder, or a file of `sidlsg eval stats`. Without one, "
+                "only the CLIP score can be computed: --only clip"
+            )
+        jobs = caption_jobs(lines[: request.limit])
+        images = folder / "images"
+        found = Folder(images, tuple(images / job.path for job in jobs), tuple(job.seed for job in jobs))
+        paired, pairing = pair(found, lines[: request.limit], warn)
+    counts: dict[str, Any] = {"pictures": len(found), "captions": lines is not None, "paired": len(paired)}
+    given = request.reference is not None or protocol.prompts == "emoji-bench"
+    impossible = obstacles(protocol, request.only, real=0 if given else None, **counts)
+    if "clip" in impossible and pairing:
+        impossible["clip"], pairing = pairing, ""
+    _check_possible(impossible, request.only)
     scorer = reference = None
+    real: Reference | Folder | None = None
     if main:  # missing or wrong weights must stop the evaluation before hours of drawing
         files = {"inception": request.inception, "clip": request.clip}
-        scorer = Scorer(protocol, device, request.only, batch=request.batch, **files)
-        if {"fid", "pr"} & set(request.only):
-            reference = use_reference(scorer, request.reference, request.assume_protocol, bars, warn)
-        seconds["reference"] = time.monotonic() - begun
-    about: dict[str, Any] = {"images": str(request.images)}
+        metrics = [metric for metric in request.only if metric not in impossible]
+        scorer = Scorer(protocol, device, metrics, batch=request.batch, **files)
+        if {"fid", "pr"} & set(metrics):
+            real = open_reference(scorer, request.reference, request.assume_protocol, warn)
+            counts["real"] = len(real) if isinstance(real, Folder) else real.moments.count
+            counts["real_features"] = isinstance(real, Folder) or real.features is not None
+            impossible |= obstacles(protocol, metrics, **counts)
+            _check_possible(impossible, request.only)
+        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights)
+        for text in deviations(made, fixed_by(protocol), protocol.name):
+            warn(text)
+    about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
-        assert captions.lines is not None
         begun = time.monotonic()
-        about = draw(request, caption_jobs(captions.lines), protocol.prompts, captions.sha256, bars, device)
+        about = draw(request, jobs, protocol.prompts, captions.sha256, bars, device)
         seconds["drawing"] = time.monotonic() - begun
     if not main:
         return None
     assert scorer is not None
+    if {"fid", "pr"} & (set(request.only) - set(impossible)):  # after drawing, so that no process waits for this one
+        begun = time.monotonic()
+        reference = encode_folder(scorer, real, bars) if isinstance(real, Folder) else real
+        seconds["reference"] = time.monotonic() - begun
     begun = time.monotonic()
-    found = find_pictures(request.images or folder / "images")
-    if request.limit and request.images is None:
-        warn(f"only the first {request.limit:,} captions: not comparable with published numbers")
-        found = _first(found, request.limit)
-    scores = score_pictures(scorer, found, captions.lines, reference, folder / "encoded", bars, warn, bars.stage)
+    common_size(found)
+    scores = score_pictures(scorer, found, lines, paired, reference, folder / "encoded", bars, warn, bars.stage)
     seconds["scoring"] = time.monotonic() - begun
     return {
         "protocol": protocol.name,
         "protocol_sha256": protocol.fingerprint,
         "what": protocol.what,
-        "scores": scores,
+        "scores": {name: scores.get(name) for name in scores_of(protocol, request.only)},
+        "not_given": {name: why for metric, why in impossible.items() for name in scores_of(protocol, [metric])},
         "pictures": len(found),
-        "reference": None if reference is None else {"source": reference.source, "pictures": reference.moments.count},
+        "pairing": pairing,
+        "reference": None if reference is None else _about_reference(reference),
         "generation": about,
         "prompts_sha256": captions.sha256,
         "weights_sha256": scorer.weights,
-        "device": str(device),
+        **_circumstances(device),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "warnings": warnings,
         "versions": versions(),
     }
 
 
-def _without_reference(request: Request, protocol: Protocol) -> Request:
-    """Fall back to the CLIP score alone, when a folder of pictures is scored and ``only`` has it; else raise UsageError."""
-    if request.images is None:
-        raise UsageError(
-            f"--reference is missing: {protocol.reference} as a folder, or a file of `sidlsg eval stats`. Without one, only "
-            "the CLIP score can be computed: --only clip"
-        )
-    if "clip" not in request.only:
-        raise UsageError("--reference is missing: a folder of real pictures, or a file of `sidlsg eval stats`")
-    return replace(request, only=("clip",))
+def _check_possible(impossible: dict[str, str], asked: Sequence[str]) -> None:
+    """Raise UsageError, with the reasons, when all metrics that were asked for are impossible (metric -> reason)."""
+    if set(asked) <= set(impossible):
+        reasons = "; ".join(f"{metric}: {reason}" for metric, reason in impossible.items())
+        raise UsageError(f"no score can be computed ({reasons})")
 
 
-def _first(folder: Folder, limit: int) -> Folder:
-    """The pictures with numbers below ``limit``: an earlier, larger evaluation may have left more in the folder."""
-    assert folder.index is not None  # named by ``caption_jobs``
-    kept = [(file, number) for file, number in zip(folder.files, folder.index, strict=True) if number < limit]
-    return replace(folder, files=tuple(f for f, _ in kept), index=tuple(n for _, n in kept))
+def _about_reference(reference: Reference) -> dict[str, Any]:
+    """Source, number of pictures and a hash of the statistics, for the results."""
+    moments = reference.moments
+    digest = hashlib.sha256(moments.mu.tobytes() + moments.sigma.tobytes()).hexdigest()
+    return {"source": reference.source, "pictures": moments.count or None, "statistics_sha256": digest}
+
+
+def _circumstances(device: torch.device) -> dict[str, str]:
+    """Where and how precisely the scores were computed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": str(device), "device_name": name, "precision": PRECISION}
 
 
 def draw(
@@ -137,7 +189,7 @@ def draw(
     """
     precision = pick_precision(request.precision, device)
     model = open_model(request.drawn, device, DTYPES[precision])
-    processes = distributed.start(device)
+    processes = distributed.start(device, patience=PATIENCE)
     steps, guidance = check_sampling(model, **request.generation)
     settings = Settings(
         model=model.source,
@@ -157,50 +209,67 @@ def draw(
     if processes.main:
         settings.claim(request.folder)
     distributed.barrier()
-    left = len(missing(jobs, images))
-    tick = bars(f"drawing ({len(jobs) - left:,} of {len(jobs):,} are there)", -(-left // processes.world))
-    distributed.barrier()  # no process draws before all have counted
+    todo = to_draw(jobs, images, processes)
+    mine = todo[processes.rank :: processes.world]
+    tick = bars(f"drawing ({len(jobs) - len(todo):,} of {len(jobs):,} are there)", len(mine))
     batch = request.batch or (16 if device.type == "cuda" else 32)
-    generate(model, jobs, images, processes, batch=batch, tick=tick, **request.generation)
+    generate(model, mine, images, batch=batch, tick=tick, **request.generation)
     distributed.barrier()
     distributed.stop()
+    if processes.main:
+        check_complete(jobs, images)
     return asdict(settings)
 
 
 def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
     """Evaluate by HPSv2: the human preference score over 4 x 800 prompts."""
     main = distributed.launched().main
-    prompts = {style: hps.load_prompts(style, request.prompts)[: request.limit] for style in HPS_STYLES}
-    digest = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()
+    lists = {style: hps.load_prompts(style, request.prompts) for style in HPS_STYLES}
+    digest = hashlib.sha256(json.dumps({style: texts for style, (texts, _) in lists.items()}, sort_keys=True).encode())
+    prompts = {style: texts[: request.limit] for style, (texts, _) in lists.items()}
     warnings: list[str] = []
     begun = time.monotonic()
     version, scorer = request.hps_version, None
+    absent: dict[str, str] = {}
+    if request.images is not None:
+        styles, absent = find_styles(request.images, prompts)
     if main:
         scorer = hps.load_hps(
             version, device, request.hps, antialias=request.hps_antialias, package=request.hps_package
         )
-    about: dict[str, Any] = {"images": str(request.images)}
+        name = f"hps-{version}"
+        pictures = sum(len(texts) for style, texts in prompts.items() if style not in absent)
+        hashes = {style: sha256 for style, (_, sha256) in lists.items()}
+        warnings = deviations(Made(pictures, hashes, weights={name: scorer.weights}), fixed_by_hps(), name)
+        if not request.hps_antialias:
+            warnings.append("The pictures are resized without antialiasing, which moves the scores by tenths.")
+        for text in warnings:
+            bars.warn(text)
+    about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
-        about = draw(request, style_jobs(prompts), "hpsv2", digest, bars, device)
+        about = draw(request, style_jobs(prompts), "hpsv2", digest.hexdigest(), bars, device)
     if not main:
         return None
     assert scorer is not None
-    if request.limit:
-        warnings.append(
-            f"only the first {request.limit:,} prompts of each style: not comparable with published numbers"
-        )
-        bars.warn(warnings[-1])
-    count = sum(len(texts) for texts in prompts.values())
-    scores = score_styles(scorer, prompts, request.images or request.folder / "images", bars("HPSv2", count))
+    if request.images is None:
+        styles, absent = find_styles(request.folder / "images", prompts)
+    batch = {} if request.batch is None else {"batch": request.batch}
+    scores = score_styles(scorer, prompts, styles, bars("HPSv2", pictures), **batch)
+    asked = [f"hps_{style}" for style in HPS_STYLES] + ["hps_average"]
+    reasons = {f"hps_{style}": why for style, why in absent.items()}
+    if absent:
+        reasons["hps_average"] = "it is over all four styles"
     return {
         "protocol": f"hps-{version}",
         "what": f"HPSv2, checkpoint {version}, 100 x cosine; v2.0 and v2.1 are different scales",
-        "scores": scores,
-        "pictures": count,
+        "scores": scores | dict.fromkeys(key for key in asked if key not in scores),
+        "not_given": reasons,
+        "pictures": pictures,
         "hps": scorer.facts,
         "generation": about,
-        "prompts_sha256": digest,
-        "device": str(device),
+        "prompts_sha256": digest.hexdigest(),
+        "weights_sha256": {f"hps-{version}": scorer.weights},
+        **_circumstances(device),
         "seconds": {"all": round(time.monotonic() - begun, 1)},
         "warnings": warnings,
         "versions": versions(),
@@ -237,8 +306,8 @@ def make_statistics(
 
 
 def versions() -> dict[str, str]:
-    """Versions of all packages that can affect a score."""
-    names = (
+    """Versions of all packages that can affect a score; the optional ones where they are installed."""
+    names = [
         "torch",
         "torchvision",
         "torch-fidelity",
@@ -247,28 +316,55 @@ def versions() -> dict[str, str]:
         "numpy",
         "diffusers",
         "transformers",
-    )
-    return {"sidlsg": __version__} | {name: importlib.metadata.version(name) for name in names}
+        "hpsv2",
+        "hpsv2x",
+    ]
+    found = {"python": platform.python_version(), "sidlsg": __version__}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _check(request: Request) -> None:
-    """Raise UsageError, before anything is drawn, when the folder holds results of another protocol."""
+    """Raise UsageError, before anything is drawn, when the folder holds results of another protocol or other pictures, or when
+    one of its files is damaged."""
     path, protocol = request.folder / "results.json", request.protocol_name
+    read_object(request.folder / "generation.json")
+    old = read_object(path)
+    if old.get("protocol", protocol) != protocol:
+        raise UsageError(f"{path} holds results of the protocol {old['protocol']}; give another --out for {protocol}")
+    about = old.get("generation", {})
+    scored = about.get("images") if isinstance(about, dict) else None
+    scored, here = (None if place is None else Path(place).resolve() for place in (scored, request.images))
+    if old and scored != here:
+        was, now = (f"pictures in {place}" if place else "pictures that were drawn" for place in (scored, here))
+        raise UsageError(f"{path} holds results of {was}; give another --out for {now}")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when there is no file; raises UsageError when it is damaged."""
     if not path.is_file():
-        return
+        return {}
     try:
-        old = json.loads(path.read_text(encoding="utf-8")).get("protocol")
-    except (ValueError, AttributeError):
-        return  # damaged results are worth nothing
-    if old not in (None, protocol):
-        raise UsageError(f"{path} holds results of the protocol {old}; give another --out for {protocol}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{path} is damaged; delete it (pictures beside it are of unknown origin), or give another --out"
+        )
+    return found
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written."""
+    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written, after printing them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(folder / "results.md", markdown(results))
     except OSError as error:
-        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+        print(json.dumps(results, indent=2), flush=True)
+        raise SidlsgError(
+            f"cannot write the results to {folder}: {error.strerror}; they are printed above, in full"
+        ) from None

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sidlsg.errors import SidlsgError
 from sidlsg.evaluation.distance import check_finite, frechet_distance, moments, precision_recall, retrieval
-from sidlsg.evaluation.networks import JUDGE, Clip, feature_extractor, load_clip
+from sidlsg.evaluation.networks import JUDGE, Clip, feature_extractor, full_precision, load_clip
 from sidlsg.evaluation.pictures import load_rgb, load_sheet, to_protocol
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached
@@ -26,6 +26,47 @@ from sidlsg.evaluation.weights import file_sha256, find_weights
 
 METRICS = ("fid", "clip", "pr")
 Tick = Callable[[int], None]
+
+
+def scores_of(protocol: Protocol, metrics: Sequence[str]) -> list[str]:
+    """The names of the scores that belong to some of the metrics fid, clip and pr, in the order of a report."""
+    retrieval = ["retrieval_top1", "retrieval_top5"] if protocol.retrieval else []
+    names = {"fid": [protocol.distance.lower()], "clip": ["clip"], "pr": ["precision", "recall"]}
+    return [name for metric in METRICS if metric in metrics for name in names[metric]] + retrieval * ("clip" in metrics)
+
+
+def obstacles(
+    protocol: Protocol,
+    metrics: Sequence[str],
+    *,
+    pictures: int,
+    real: int | None,
+    real_features: bool = True,
+    captions: bool = True,
+    paired: int,
+) -> dict[str, str]:
+    """Why some of the metrics cannot be computed: metric -> reason.
+
+    Args:
+        pictures: generated pictures.
+        real: pictures of the reference (0: unknown); None when there is no reference.
+        real_features: whether the reference holds features, not statistics alone.
+        captions: whether there are any.
+        paired: generated pictures that have a caption.
+    """
+    reasons = {}
+    for metric, need in (("fid", 2), ("pr", protocol.neighbours + 1)):
+        if real is None:
+            reasons[metric] = "there is no reference (--reference)"
+        elif pictures < need or 0 < real < need:
+            reasons[metric] = f"at least {need} pictures are needed, of either kind"
+        elif metric == "pr" and not real_features:
+            reasons[metric] = "the reference file holds statistics alone, no features"
+    if not captions:
+        reasons["clip"] = "there are no captions (--prompts)"
+    elif not paired:
+        reasons["clip"] = "no picture is named by the number of a caption"
+    return {metric: reason for metric, reason in reasons.items() if metric in metrics}
 
 
 @dataclass
@@ -79,6 +120,9 @@ class Scorer:
         self.batch = batch or (64 if device.type == "cuda" else 32)
         self.weights: dict[str, str] = {}
         self.extractor = self.clip = None
+        self.captions: tuple[list[str], Tensor] | None = (
+            None  # the last ones, encoded: training scores the same ones again
+        )
         if {"fid", "pr"} & set(metrics):
             path = None if protocol.features == "judge" else find_weights(protocol.features, inception)
             self.extractor = feature_extractor(protocol, path, device)
@@ -104,6 +148,7 @@ class Scorer:
         return self.weights[self.protocol.features]
 
     @torch.no_grad()
+    @full_precision()
     def encode(
         self, items: Sequence[Path | Image.Image], features: bool, clip: bool, tick: Tick | None = None
     ) -> Encoded:
@@ -147,45 +192,62 @@ class Scorer:
         """Compute the protocol's scores.
 
         Args:
-            captions: the caption list.
+            captions: the whole caption list: retrieval looks for a picture's own among all of them that are not blank.
             paired: (position of a picture, number of its caption), for the pictures that have one.
             stage: called with the name of each computation before it starts.
 
-        Returns those that were asked for and are possible of the Fréchet distance (``fid`` or ``fd``), ``precision``,
-        ``recall``, ``clip``, ``retrieval_top1`` and ``retrieval_top5``. Raises SidlsgError for features that are not finite or
-        do not fit the reference.
+        Returns those that were asked for and are possible (``obstacles``) of the Fréchet distance (``fid`` or ``fd``),
+        ``precision``, ``recall``, ``clip``, ``retrieval_top1`` and ``retrieval_top5``. Raises SidlsgError for features that are
+        not finite or do not fit the reference.
         """
         scores: dict[str, float] = {}
         protocol = self.protocol
-        if reference is not None and self.extractor is not None:
+        impossible = obstacles(
+            protocol,
+            self.metrics,
+            pictures=len(encoded.features),
+            real=None if reference is None else reference.moments.count,
+            real_features=reference is not None and reference.features is not None,
+            captions=captions is not None,
+            paired=len(paired),
+        )
+        possible = set(self.metrics) - set(impossible)
+        if reference is not None and {"fid", "pr"} & possible:
             check_finite(encoded.features, "the generated pictures")
             if encoded.features.shape[1] != len(reference.moments.mu):
                 raise SidlsgError(
                     f"the reference has {len(reference.moments.mu)} features a picture, the network {encoded.features.shape[1]}"
                 )
-            if "fid" in self.metrics:
+            if "fid" in possible:
                 stage(f"{protocol.distance} of {len(encoded.features):,} and {reference.moments.count:,} pictures")
                 found = moments(encoded.features, protocol.ddof)
                 scores[protocol.distance.lower()] = frechet_distance(found, reference.moments)
-            if "pr" in self.metrics and reference.features is not None:
+            if "pr" in possible and reference.features is not None:
                 stage("precision and recall")
                 scores["precision"], scores["recall"] = precision_recall(
                     encoded.features, reference.features, protocol.neighbours
                 )
-        if self.clip is not None and captions is not None and encoded.embeddings is not None and paired:
+        if "clip" in possible and captions is not None and encoded.embeddings is not None:
             stage("CLIP score")
             check_finite(encoded.embeddings, "the generated pictures")
             positions = torch.tensor([position for position, _ in paired])
             texts = [captions[number] for _, number in paired]
-            unique = sorted(set(texts))
+            unique = sorted({text for text in captions if text} if protocol.retrieval else set(texts))
             place = {text: i for i, text in enumerate(unique)}
             own = torch.tensor([place[text] for text in texts])
-            vectors = self.clip.encode_captions(unique)
+            vectors = self.encode_captions(unique)
             images = encoded.embeddings[positions]
             scores["clip"] = (images * vectors[own]).sum(1).double().mean().item()
             if protocol.retrieval:
                 scores["retrieval_top1"], scores["retrieval_top5"] = retrieval(images, vectors, own)
         return scores
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Unit vectors [N, E] of captions, on the CPU."""
+        assert self.clip is not None
+        if self.captions is None or self.captions[0] != captions:
+            self.captions = captions, self.clip.encode_captions(captions)
+        return self.captions[1]
 
 
 def bench_reference(scorer: Scorer) -> Reference:

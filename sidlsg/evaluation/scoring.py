@@ -1,137 +1,194 @@
-"""Score a folder of pictures against a reference, with a warning for everything that makes the scores doubtful."""
+"""Score folders of pictures, with a warning for everything in them that makes the scores doubtful."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, pairs
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, match_captions
+from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
 from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
 
 
-def use_reference(
-    scorer: Scorer, given: Path | None, assume: bool, bar: Callable[[str, int], Tick], warn: Callable[[str], None]
-) -> Reference:
-    """The reference of an evaluation, from a statistics file or a folder of real pictures (encoded once, then cached).
+def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Callable[[str], None]) -> Reference | Folder:
+    """The reference of an evaluation: from a statistics file, or a folder of real pictures that is yet to be encoded.
 
     ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does.
     """
     protocol = scorer.protocol
-    if given is None and protocol.prompts == "emoji-bench":
+    if given is None:
         return bench_reference(scorer)
-    assert given is not None
-    if not given.is_dir():
-        found = load_reference(given, protocol, scorer.feature_weights, assume)
-    else:
-        found = encode_folder(scorer, find_pictures(given), bar)
-    if found.moments.count and found.moments.count != protocol.reference_images:
-        warn(
-            f"the reference holds {found.moments.count:,} pictures, the protocol's has {protocol.reference_images:,}: "
-            "the distance is not comparable with published ones"
+    if protocol.prompts == "emoji-bench":
+        warn(f"The reference is {given}, not that of the protocol {protocol.name}.")
+    if given.is_dir():
+        folder = find_pictures(given)
+        tell_left_out(folder, warn)
+        return folder
+    found = load_reference(given, protocol, scorer.feature_weights, assume)
+    network = scorer.encode(
+        [Image.new("RGB", (protocol.size, protocol.size))], features=True, clip=False
+    ).features.shape[1]
+    if network != len(found.moments.mu):
+        raise UsageError(
+            f"{given} was made with another network: it has {len(found.moments.mu):,} features a picture, that of the protocol "
+            f"{protocol.name} gives {network:,}"
         )
+    if found.assumed:
+        warn(f"{given} is taken as statistics of the protocol {protocol.name} because --assume-protocol says so.")
     return found
 
 
 def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick]) -> Reference:
     """Statistics and features of a folder of real pictures, from the cache, or computed and cached."""
-    protocol = scorer.protocol
+    protocol, source = scorer.protocol, folder.path.resolve().name
+    tick = bar("reading the reference", len(folder))
     path = cache_path(protocol, scorer.feature_weights, folder)
+    tick(len(folder))
     found = cached(path, protocol, scorer.feature_weights)
     if found is None:
         tick = bar("reference features", len(folder))
         parts = path.with_suffix(".parts")
-        encoded = encode_files(scorer, folder.files, True, False, parts, tick)
-        found = scorer.reference(encoded.features, str(folder.path.resolve().name))
+        encoded = encode_files(scorer, folder, True, False, parts, tick)
+        found = scorer.reference(encoded.features, source)
         keep(found, path)
         forget(parts)
-    return found
+    return replace(found, source=source)
+
+
+def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
+    """``match_captions``, where ``warn`` is told which pictures and captions are left over, if there are pairs."""
+    found, said = match_captions(folder, captions)
+    if not found:
+        return [], said
+    extra, paired = len(folder) - len(found), [(place, number) for place, number in found if captions[number]]
+    if blank := [number for number, caption in enumerate(captions) if not caption]:
+        warn(
+            f"{len(blank):,} captions are blank lines (first: {blank[0]}); pictures of that number are not in the CLIP score."
+        )
+    there = {number for _, number in paired}
+    if absent := [number for number, caption in enumerate(captions) if caption and number not in there]:
+        warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]}).")
+    if extra:
+        warn(f"{extra:,} pictures have none of the {len(captions):,} captions; they are not in the CLIP score.")
+    return paired, said
+
+
+def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
+    """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
+
+    Raises UsageError when the pictures differ in size, or when one is damaged or not supported.
+    """
+    common_size(folder)
+    tell_left_out(folder, warn)
+    if folder.lossy:
+        warn(
+            f"{len(folder.lossy):,} of the pictures are JPEG or WebP files (first: {folder.lossy[0].name}); lossy compression "
+            "alone moves an FID by whole points."
+        )
+    if folder.transparent:
+        warn(
+            f"{len(folder.transparent):,} of the pictures have an alpha channel or a transparent colour (first: "
+            f"{folder.transparent[0].name}); it is dropped, as the protocols' own code does."
+        )
+    if folder.index is not None:
+        seeds = zip(folder.index, (header.seed for header in folder.headers), strict=True)
+        if other := [f"{number} (seed {seed})" for number, seed in seeds if seed not in (None, str(number))]:
+            warn(
+                f"{len(other):,} pictures say that they were drawn with another seed than their number, which is the seed of the "
+                f"protocol {protocol.name} (first: {other[0]})."
+            )
+
+
+def tell_left_out(folder: Folder, warn: Callable[[str], None]) -> None:
+    """Warn of pictures of kinds that are not read."""
+    if folder.left_out:
+        kinds = ", ".join(sorted({file.suffix.lower() for file in folder.left_out}))
+        warn(
+            f"{len(folder.left_out):,} pictures of kinds that are not read ({kinds}) in {folder.path} are left out (first: "
+            f"{folder.left_out[0].name}); convert them to PNG."
+        )
 
 
 def score_pictures(
     scorer: Scorer,
     folder: Folder,
     captions: Sequence[str] | None,
+    paired: Sequence[tuple[int, int]],
     reference: Reference | None,
     work: Path,
     bar: Callable[[str, int], Tick],
     warn: Callable[[str], None],
     stage: Callable[[str], None],
 ) -> dict[str, float]:
-    """Scores of a folder of generated pictures; ``warn`` is called with everything that makes them doubtful.
+    """Scores of a folder of generated pictures, as ``Scorer.score`` gives them.
 
     Args:
         work: folder in which encoded chunks are saved.
         bar: starts a progress bar (name, total) and returns the function that advances it.
+        warn: called when there are fewer pictures than features.
         stage: called with the name of each computation.
-
-    Raises UsageError when the pictures differ in size, or when there is nothing to compute.
     """
-    protocol = scorer.protocol
-    common_size(folder)
-    if folder.lossy:
-        warn(
-            f"{len(folder.lossy)} of the generated pictures are {folder.lossy[0].suffix}: lossy compression alone moves an FID "
-            "by whole points; write PNG files"
-        )
-    paired: list[tuple[int, int]] = []
-    if captions is not None and "clip" in scorer.metrics:
-        paired = pairs(folder.index, len(folder), len(captions))
-        if blank := [number for number, caption in enumerate(captions) if not caption]:
-            warn(
-                f"{len(blank):,} captions are blank lines (first: {blank[0]}): pictures of that number are not in the CLIP score"
-            )
-            paired = [(position, number) for position, number in paired if captions[number]]
-        if folder.index is None:
-            warn("file names are not numbers, so pictures cannot be paired with captions: no CLIP score")
-        else:
-            there = {number for _, number in paired}
-            absent = [number for number, caption in enumerate(captions) if caption and number not in there]
-            if absent:
-                warn(f"{len(absent):,} of {len(captions):,} captions have no picture (first: {absent[0]})")
-            extra = sum(number >= len(captions) for number in folder.index)
-            if extra:
-                warn(f"{extra:,} pictures have numbers beyond the {len(captions):,} captions: not in the CLIP score")
     features = reference is not None
-    if not (features or paired):
-        raise UsageError(
-            "nothing can be computed: give --reference, or pictures named by caption number with --prompts"
-        )
-    encoded = encode_files(scorer, folder.files, features, bool(paired), work, bar("features", len(folder)))
+    encoded = encode_files(scorer, folder, features, bool(paired), work, bar("features", len(folder)))
     if features and len(folder) < encoded.features.shape[1]:
         warn(
-            f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features: the covariance is "
-            f"rank-deficient and the {protocol.distance} says little; compare only with as many pictures"
+            f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features, so that the covariance is "
+            f"rank-deficient and the {scorer.protocol.distance} says little; compare only with as many pictures."
         )
-    if reference is not None and reference.features is None and "pr" in scorer.metrics:
-        warn("the reference file holds no features, only statistics: no precision and recall")
     return scorer.score(encoded, reference, captions, paired, stage)
 
 
-def score_styles(
-    scorer: hps.HpsScorer, prompts: dict[str, list[str]], folder: Path, tick: Tick, batch: int = 20
-) -> dict[str, float]:
-    """HPSv2 scores of ``<folder>/<style>/0000i.png``, after a round trip through JPEG (``.jpg`` files as they are).
+def find_styles(folder: Path, prompts: dict[str, list[str]]) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """The pictures ``<folder>/<style>/0000i.png`` (or ``.jpg``) of each style, and why a style has none: style -> reason.
 
-    Raises UsageError when a picture is missing or unreadable, SidlsgError when a score is not finite.
+    Raises UsageError when a style's pictures are there in part, or when there is none of any style.
+    """
+    found, absent = {}, {}
+    for style, texts in prompts.items():
+        names = [folder / style / f"{i:05d}.png" for i in range(len(texts))]
+        files = [
+            lossy if not path.exists() and (lossy := path.with_suffix(".jpg")).exists() else path for path in names
+        ]
+        missing = [path for path in files if not path.exists()]
+        if len(missing) == len(files):
+            absent[style] = f"there are no pictures in {folder / style}"
+        elif missing:
+            raise UsageError(
+                f"{missing[0]} does not exist; {len(missing):,} of the {len(files):,} pictures of the style {style} are missing "
+                "(--limit N scores the first N of each style)"
+            )
+        else:
+            found[style] = files
+    if not found:
+        names_of = ", ".join(f"{style}/00000.png" for style in prompts)
+        raise UsageError(f"{folder} holds no pictures of HPSv2; they are named {names_of}, ...")
+    return found, absent
+
+
+def score_styles(
+    scorer: hps.HpsScorer, prompts: dict[str, list[str]], styles: dict[str, list[Path]], tick: Tick, batch: int = 20
+) -> dict[str, float]:
+    """HPSv2 scores of the pictures of each style, after a round trip through JPEG (``.jpg`` files as they are).
+
+    Raises UsageError when a picture is unreadable, SidlsgError when a score is not finite.
     """
     scores: dict[str, torch.Tensor] = {}
-    for style, texts in prompts.items():
+    for style, files in styles.items():
         parts = []
-        for start in range(0, len(texts), batch):
-            pictures = []
-            for i in range(start, min(start + batch, len(texts))):
-                path = folder / style / f"{i:05d}.png"
-                lossy = path.with_suffix(".jpg")
-                pictures.append(
-                    load_rgb(lossy) if not path.exists() and lossy.exists() else hps.as_jpeg(load_rgb(path))
-                )
-            parts.append(scorer(pictures, texts[start : start + batch]))
+        for start in range(0, len(files), batch):
+            part = slice(start, start + batch)
+            pictures = [
+                load_rgb(path) if path.suffix == ".jpg" else hps.as_jpeg(load_rgb(path)) for path in files[part]
+            ]
+            parts.append(scorer(pictures, prompts[style][part]))
             tick(len(pictures))
         scores[style] = torch.cat(parts)
     if not all(torch.isfinite(values).all() for values in scores.values()):

@@ -42,33 +42,41 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file; hashes of files over 16 MiB are cached by path, size and modification time."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    memory = cache_folder() / "hashes.json"
-    known: dict[str, str] = {}
-    if stat.st_size > 2**24:
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        if key in known:
-            return known[key]
+    large = stat.st_size > 2**24
+    if large and (known := _remembered().get(key)):
+        return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size > 2**24:
-        try:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memory.with_suffix(f".{os.getpid()}.part")
-            temporary.write_text(json.dumps(known | {key: digest}), encoding="utf-8")
-            temporary.replace(memory)
-        except OSError:
-            pass  # a cache that cannot be written costs time, nothing else
+    if large:
+        _remember(key, digest)
     return digest
+
+
+def _remembered() -> dict[str, str]:
+    """Hashes that were computed, or announced by the hub, before."""
+    try:
+        found = json.loads((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(key: str, digest: str) -> None:
+    try:
+        memory = cache_folder() / "hashes.json"
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_suffix(f".{os.getpid()}.part")
+        temporary.write_text(json.dumps(_remembered() | {key: digest}), encoding="utf-8")
+        temporary.replace(memory)
+    except OSError:
+        pass  # a cache that cannot be written costs time, nothing else
 
 
 def cached_path(row: WeightFile) -> Path | None:
     """The file in the cache, under any of its names; None when it is not there."""
     for name in (row.file, *row.others):
         path = cache_folder() / "weights" / name
-        if path.is_file():
+        if os.path.isfile(path):  # false for a folder that may not be entered, where Path.is_file raises
             return path
     return None
 
@@ -77,12 +85,14 @@ def find_weights(name: str, given: Path | None = None, download: bool = True) ->
     """The path of a weights file: ``given``, else the file in the cache, else a download to the cache.
 
     Returns None when the file would have to be downloaded and ``download`` is False. Raises UsageError when ``given`` does not
-    exist, SidlsgError when the file has the wrong hash or cannot be downloaded (naming its URL and the option that takes a path).
+    exist or is known to be another file, SidlsgError when the file has the wrong hash or cannot be downloaded (naming its URL and
+    the option that takes a path).
     """
     row = weight_files()[name]
     if given is not None:
         if not given.is_file():
             raise UsageError(f"{row.option} {given}: there is no such file")
+        _check_given(row, given)
         return given
     path = cached_path(row)
     if path is not None:
@@ -118,6 +128,29 @@ def announced_sha256(url: str) -> str | None:
     return etag if etag is not None and len(etag) == 64 else None
 
 
+def known_sha256(row: WeightFile) -> str | None:
+    """The SHA-256 of the published file: pinned, or announced by the hub (which is asked once); None without an answer."""
+    if row.sha256 is None and row.url not in _remembered():
+        try:
+            announced = announced_sha256(row.url.replace(HUB, os.environ.get("HF_ENDPOINT", HUB).rstrip("/")))
+        except OSError:
+            return None
+        if announced is not None:
+            _remember(row.url, announced)
+        return announced
+    return row.sha256 or _remembered()[row.url]
+
+
+def _check_given(row: WeightFile, path: Path) -> None:
+    """Raise UsageError when a file that the user gave is, by its name or SHA-256, another one of those that the option takes."""
+    for other in weight_files().values():
+        if other.option != row.option or other.name == row.name:
+            continue
+        known = other.sha256 or _remembered().get(other.url)
+        if path.name in (other.file, *other.others) or (known is not None and file_sha256(path) == known):
+            raise UsageError(f"{row.option} {path}: this is {other.what}, not {row.what}")
+
+
 def _check(row: WeightFile, path: Path) -> None:
     if row.sha256 is not None and file_sha256(path) != row.sha256:
         raise SidlsgError(
@@ -127,7 +160,7 @@ def _check(row: WeightFile, path: Path) -> None:
 
 
 def _download(row: WeightFile, target: Path) -> None:
-    """Download under a temporary name, check the hash, rename."""
+    """Download under a temporary name, check length and hash, rename; raises OSError when the connection ends too early."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.sha256()
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
@@ -136,9 +169,12 @@ def _download(row: WeightFile, target: Path) -> None:
     expected = row.sha256 or announced_sha256(url)
     try:
         with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
+            announced = source.headers.get("Content-Length")
             while block := source.read(1 << 20):
                 digest.update(block)
                 file.write(block)
+            if announced is not None and file.tell() != int(announced):  # urllib says nothing
+                raise OSError(f"the download was cut short: {file.tell():,} of {int(announced):,} bytes")
         if expected is not None and digest.hexdigest() != expected:
             raise SidlsgError(
                 f"{url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {expected}); fetch "

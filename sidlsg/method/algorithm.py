@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
 from sidlsg.method.generator import Generator
-from sidlsg.method.guidance import Guidance, guided_eps
+from sidlsg.method.guidance import Guidance, guided, predictions
 from sidlsg.method.losses import fake_score_loss, generator_loss
-from sidlsg.method.update import NetworkUpdate, Stats, finite_samples
-from sidlsg.method.vjp import at_once, one_at_a_time
+from sidlsg.method.statistics import generator_statistics
+from sidlsg.method.update import Losses, NetworkUpdate, Stats, finite_samples
 
 
 @dataclass
@@ -27,6 +28,11 @@ class Batch:
     t: Tensor
     eps: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all its tensors."""
+        return sum(x.nbytes for x in (self.z, self.t, self.eps, *self.c.tensors.values()))
+
     def split(self, size: int) -> Iterator[tuple[Tensor, Condition, Tensor, Tensor]]:
         """Yield micro-batches (z, c, t, eps) of ``size`` samples."""
         yield from zip(*(x.split(size) for x in (self.z, self.c, self.t, self.eps)), strict=True)
@@ -36,7 +42,8 @@ class Batch:
 class Networks:
     """phi (``teacher``), psi (``fake``), theta (``generator``); ``empty`` is the condition of the empty prompt ∅, for one sample.
 
-    ``two_stage`` sends the generator's gradient through one score network at a time, which saves memory (see ``vjp.py``).
+    With ``two_stage`` the generator's update keeps the graph of no score network: the backward pass runs them again, one after
+    the other. ``t_range`` is the first and the last t that is drawn, which only statistics are sorted by.
     """
 
     teacher: Denoiser
@@ -46,33 +53,51 @@ class Networks:
     guidance: Guidance
     alpha: float = 1.0
     two_stage: bool = False
+    t_range: tuple[int, int] = (20, 979)
+
+
+def fake_score_losses(nets: Networks, z: Tensor, c: Condition, t: Tensor, eps: Tensor) -> Losses:
+    """Eq. 7 for each sample; the generator's images x_g carry no gradient."""
+    kappa1 = nets.guidance.kappa1
+    with torch.no_grad():
+        x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
+    x_t = nets.fake.schedule.add_noise(x_g, eps, t)  # Eq. 2
+    eps_fake = guided(*predictions(nets.fake, x_t, t, c, nets.empty, kappa1), kappa1)  # Eq. 6
+    return Losses(fake_score_loss(eps_fake, eps), keep, x_g)  # Eq. 7
+
+
+def generator_losses(nets: Networks, z: Tensor, c: Condition, t: Tensor, eps: Tensor) -> Losses:
+    """Eq. 8 for each sample. The gradient reaches x_g through both score networks, whose weights take none (see ``frozen``)."""
+    schedule, (_, kappa2, kappa3, kappa4) = nets.fake.schedule, nets.guidance
+    phi, psi = (_recomputed(net) if nets.two_stage else net for net in (nets.teacher, nets.fake))
+    x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
+    x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
+    real = predictions(phi, x_t, t, c, nets.empty, kappa4)
+    fake = predictions(psi, x_t, t, c, nets.empty, kappa2, kappa3)
+    eps_real, eps_fake2, eps_fake3 = guided(*real, kappa4), guided(*fake, kappa2), guided(*fake, kappa3)  # Eq. 6
+    ratio = schedule.noise_to_data_ratio(t, x_t)
+    loss = generator_loss(eps_real, eps_fake2, eps_fake3, eps, ratio, nets.alpha)  # Eqs. 8 and 9
+    statistics = generator_statistics(eps_real, eps_fake2, real[1], eps, t, nets.t_range)
+    return Losses(loss, keep, x_g.detach(), statistics)
+
+
+def _recomputed(net: Denoiser) -> Callable[[Tensor, Tensor, Condition], Tensor]:
+    """``net`` without its graph, which the backward pass makes when it gets there."""
+    return partial(checkpoint, net, use_reentrant=False, preserve_rng_state=False)
 
 
 def update_fake_score(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
-    """Lines 3-5 of Algorithm 1: one Adam step of psi on Eq. 7. The generator's images x_g carry no gradient."""
-    schedule, kappa = nets.fake.schedule, nets.guidance
-    for z, c, t, eps in batch.split(micro_batch):
-        with torch.no_grad():
-            x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
-        x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
-        (eps_fake,) = guided_eps(nets.fake, x_t, t, c, nets.empty, (kappa.kappa1,))  # Eq. 6
-        update.accumulate(fake_score_loss(eps_fake, eps), keep, x_g)  # Eq. 7
+    """Lines 3-5 of Algorithm 1: one Adam step of psi on Eq. 7."""
+    for part in batch.split(micro_batch):
+        update.accumulate(fake_score_losses(nets, *part))
     return update.step()
 
 
 def update_generator(nets: Networks, update: NetworkUpdate, batch: Batch, micro_batch: int) -> Stats:
-    """Lines 6-8 of Algorithm 1: one Adam step of theta on Eq. 8. The gradient reaches x_g through both score networks."""
-    schedule, kappa = nets.fake.schedule, nets.guidance
-    through = one_at_a_time if nets.two_stage else at_once
+    """Lines 6-8 of Algorithm 1: one Adam step of theta on Eq. 8."""
     with nets.fake.frozen():
-        for z, c, t, eps in batch.split(micro_batch):
-            x_g, keep = finite_samples(nets.generator(z, c))  # Eq. 9
-            x_t = schedule.add_noise(x_g, eps, t)  # Eq. 2
-            ratio = schedule.noise_to_data_ratio(t, x_t)
-            real = partial(guided_eps, nets.teacher, t=t, c=c, empty=nets.empty, kappas=(kappa.kappa4,))  # Eq. 6
-            fake = partial(guided_eps, nets.fake, t=t, c=c, empty=nets.empty, kappas=(kappa.kappa2, kappa.kappa3))
-            loss = partial(generator_loss, eps=eps, ratio=ratio, alpha=nets.alpha)  # Eqs. 8 and 9
-            update.accumulate(through(loss, (real, fake), x_t), keep, x_g.detach())
+        for part in batch.split(micro_batch):
+            update.accumulate(generator_losses(nets, *part))
     return update.step()
 
 

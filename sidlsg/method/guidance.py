@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Eq. 6) and the four scales of Long-Short Guidance (Sec. 2.3). Only ``guided_eps`` imports torch."""
+"""Classifier-free guidance (Eq. 6) and the four scales of Long-Short Guidance (Sec. 2.3). Imports torch only to run networks."""
 
 from __future__ import annotations
 
@@ -76,17 +76,18 @@ def network_passes(*kappas: float) -> int:
     return any(kappa != 0 for kappa in kappas) + any(kappa != 1 for kappa in kappas)
 
 
-def guided_eps(
+def predictions(
     net: Callable[[Tensor, Tensor, Condition], Tensor],
     x_t: Tensor,
     t: Tensor,
     c: Condition,
     empty: Condition,
-    kappas: tuple[float, ...],
-) -> tuple[Tensor, ...]:
-    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6), [B, C, H, W], for each kappa.
+    *kappas: float,
+) -> tuple[Tensor, Tensor]:
+    """eps(x_t, t, ∅) and eps(x_t, t, c), each [B, C, H, W], in the ``network_passes`` that the scales ``kappas`` need.
 
-    Takes no more passes than ``network_passes`` says; two passes run as one call of ``net`` with 2B samples.
+    Where one of the two is not needed it is not computed, and the other stands in its place: then ``guided`` gives that one back.
+    Two passes run as one call of ``net`` with 2B samples.
 
     Args:
         net: maps (x_t [B, C, H, W], t [B], c of B samples) to eps [B, C, H, W].
@@ -97,10 +98,14 @@ def guided_eps(
     from sidlsg.method.condition import Condition
 
     empty = empty.expand(len(c))
-    if all(kappa == 1 for kappa in kappas):
-        return (net(x_t, t, c),) * len(kappas)
-    if all(kappa == 0 for kappa in kappas):
-        return (net(x_t, t, empty),) * len(kappas)
+    if network_passes(*kappas) == 1:
+        eps = net(x_t, t, c if kappas[0] == 1 else empty)
+        return eps, eps
     both = net(torch.cat([x_t, x_t]), torch.cat([t, t]), Condition.cat([empty, c]))
     eps_empty, eps_c = both.chunk(2)
-    return tuple(eps_empty + kappa * (eps_c - eps_empty) for kappa in kappas)
+    return eps_empty, eps_c
+
+
+def guided(eps_empty: Tensor, eps_c: Tensor, kappa: float) -> Tensor:
+    """eps_kappa = eps(∅) + kappa (eps(c) - eps(∅)) (Eq. 6): [B, C, H, W]."""
+    return eps_empty + kappa * (eps_c - eps_empty)

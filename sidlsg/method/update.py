@@ -1,5 +1,13 @@
 """The update of one network: accumulate gradients over micro-batches, then all-reduce, clip and step once.
 
+What is not finite is dealt with here, in this order:
+
+1. ``finite_samples`` replaces an image x_g that is not finite by zeros, and masks its sample.
+2. ``NetworkUpdate.accumulate`` masks samples whose loss is not finite: the loss of a masked sample counts as zero.
+3. ``scrub`` cleans, element by element, the gradient that arrives at x_g, where one sample's cannot spoil the others, and that of
+   every parameter before it is added to those of the earlier micro-batches.
+4. ``NetworkUpdate.step`` adds up the processes' gradients and scrubs the sum: finite halves can add up to infinity.
+
 Nothing here reads a value back from the device, and every process always takes part in the all-reduce: a process whose
 samples are all non-finite adds zeros instead of leaving the others waiting.
 """
@@ -24,17 +32,20 @@ def limit(grad: Tensor) -> float:
     return min(INFINITY, torch.finfo(grad.dtype).max ** 0.5)
 
 
-def scrub(grad: Tensor) -> Tensor:
-    """NaN becomes 0, ±inf becomes ±``limit(grad)``; finite values are unchanged."""
-    return torch.nan_to_num(grad, nan=0.0, posinf=limit(grad), neginf=-limit(grad))
+def scrub(grad: Tensor, out: Tensor | None = None) -> Tensor:
+    """NaN becomes 0, ±inf becomes ±``limit(grad)``; finite values are unchanged. ``out``: where to put it, instead of a copy."""
+    return torch.nan_to_num(grad, nan=0.0, posinf=limit(grad), neginf=-limit(grad), out=out)
+
+
+def norm(gradients: list[Tensor]) -> Tensor:
+    """The norm over all elements of tensors of one dtype, in at least fp32: a scalar on their device."""
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    return torch.stack([*torch._foreach_norm(gradients, 2, dtype)]).norm()
 
 
 def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
-    """x_g [B, C, H, W] with non-finite samples replaced by zeros, and the mask [B] bool of the finite ones.
-
-    The gradient that comes back to x_g is scrubbed here, so one sample's non-finite gradient cannot spoil the others. (A sample
-    whose activations are non-finite inside a network costs that network the gradient of the micro-batch, but no more.)
-    """
+    """x_g [B, C, H, W] with non-finite samples replaced by zeros, and the mask [B] bool of the finite ones. The gradient that
+    comes back to x_g is scrubbed."""
     keep = x_g.isfinite().flatten(1).all(1)
     if x_g.requires_grad:
         x_g.register_hook(scrub)
@@ -42,23 +53,45 @@ def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class Stats:
-    """Statistics of one update over the global batch: scalars on the device (reading one waits for the GPU).
+class Losses:
+    """What the B samples of a micro-batch give to an update.
 
-    loss: mean over the batch; skipped: number of samples left out; x_mean, x_std: over all elements of x_g.
+    loss: [B], with its graph; keep: [B] bool, whether the image is finite; x_g: [B, C, H, W], without a graph;
+    statistics: [B, K], to be summed over the samples that count.
+    """
+
+    loss: Tensor
+    keep: Tensor
+    x_g: Tensor
+    statistics: Tensor | None = None
+
+
+@dataclass
+class Stats:
+    """Statistics of one update over the global batch, on the device (reading one waits for the GPU).
+
+    loss: mean over the batch; skipped: number of samples left out; x_mean, x_std: over all elements of x_g; grad_norm: of the
+    gradient over all parameters, before clipping; sums: [K], of ``Losses.statistics``.
     """
 
     loss: Tensor
     skipped: Tensor
     x_mean: Tensor
     x_std: Tensor
+    grad_norm: Tensor
+    sums: Tensor
 
     @classmethod
-    def from_sums(cls, sums: Tensor, batch: int, elements: int) -> Stats:
-        """From ``sums`` [4] = (losses, samples skipped, x_g, x_g^2) over ``batch`` samples of ``elements`` elements each."""
-        loss, skipped, x_sum, x_square_sum = sums.unbind()
+    def from_sums(cls, sums: Tensor, batch: int, elements: int, grad_norm: Tensor) -> Stats:
+        """From ``sums`` [4 + K] = (losses, samples skipped, x_g, x_g^2, statistics) over ``batch`` samples.
+
+        Args:
+            elements: of one sample's x_g.
+        """
+        loss, skipped, x_sum, x_square_sum = sums[:4].unbind()
         mean = x_sum / (batch * elements)
-        return cls(loss / batch, skipped, mean, (x_square_sum / (batch * elements) - mean**2).clamp(min=0).sqrt())
+        std = (x_square_sum / (batch * elements) - mean**2).clamp(min=0).sqrt()
+        return cls(loss / batch, skipped, mean, std, grad_norm, sums[4:])
 
 
 class NetworkUpdate:
@@ -82,22 +115,19 @@ class NetworkUpdate:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer, self.batch, self.clip_value, self.reduce = optimizer, batch, clip_value, reduce
         for parameter in self.parameters:
-            parameter.register_hook(scrub)  # runs before the gradient is added to .grad
+            parameter.register_hook(scrub)
         self._sums: list[Tensor] = []
         self._elements = 1
 
-    def accumulate(self, loss: Tensor, keep: Tensor, x_g: Tensor) -> None:
-        """Add the gradient of sum(loss) / global batch, leaving out non-finite samples.
-
-        Args:
-            loss: [B], with its graph; keep: [B] bool; x_g: [B, C, H, W], only for the statistics.
-        """
-        keep = keep & loss.isfinite()
-        kept = torch.where(keep, loss, 0)
+    def accumulate(self, found: Losses) -> None:
+        """Add the gradient of sum(loss) / global batch, leaving out non-finite samples."""
+        keep, x_g = found.keep & found.loss.isfinite(), found.x_g.float()
+        kept = torch.where(keep, found.loss, 0)
         (kept.sum() / self.batch).backward()
-        x_g = x_g.float()
-        sums = (kept.detach().sum().float(), (~keep).sum().float(), x_g.sum(), x_g.square().sum())
-        self._sums.append(torch.stack(sums))
+        sums = torch.stack([kept.detach().sum().float(), (~keep).sum().float(), x_g.sum(), x_g.square().sum()])
+        if found.statistics is not None:
+            sums = torch.cat([sums, torch.where(keep[:, None], found.statistics, 0).sum(0)])
+        self._sums.append(sums)
         self._elements = x_g[0].numel()
 
     def step(self) -> Stats:
@@ -106,13 +136,14 @@ class NetworkUpdate:
         sums = torch.stack(self._sums).sum(0)
         if self.reduce is not None:
             self.reduce([*gradients, sums])
-        for gradient in gradients:  # sums of finite halves can overflow
-            torch.nan_to_num_(gradient, nan=0.0, posinf=limit(gradient), neginf=-limit(gradient))
+        for gradient in gradients:
+            scrub(gradient, out=gradient)
             if gradient.dtype == torch.float16:
                 gradient.clamp_(-limit(gradient), limit(gradient))
+        grad_norm = norm(gradients) if gradients else sums.new_zeros(())
         if self.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._sums = []
-        return Stats.from_sums(sums, self.batch, self._elements)
+        return Stats.from_sums(sums, self.batch, self._elements, grad_norm)

@@ -1,129 +1,274 @@
-"""Peak GPU memory of a distillation run, predicted by component. All sizes are in GiB (2^30 bytes). Does not import torch.
+"""Memory of a distillation run, predicted phase by phase. All sizes are in GiB (2^30 bytes). Does not import torch.
 
-Nothing is fitted. Both the parameters of an architecture and the tensors that one pass of one sample saves for its backward pass
-are counted (``footprints.yaml``; tests/test_plan.py counts both again). The sum reproduces the 20 memory cells of the paper's
-Table 4.
+A phase is a list of named lines, and the peak of a run is that of its largest phase. Nothing is fitted: weights and what passes
+hold at their fullest moments are counted (``footprints.yaml``; tests/test_plan.py counts again). The sums agree with those of
+PyTorch's own allocator (tests/test_nullgpu.py), and for the paper's implementation with the 20 memory cells of Table 4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from sidlsg.config import Config
 from sidlsg.method.guidance import network_passes
-from sidlsg.planning.footprint import GIB, Footprint, Saved
+from sidlsg.planning.footprint import GIB, Footprint, Moment, Pass, way
 
 # CUDA context, cuDNN and cuBLAS workspaces, fragmentation: not in PyTorch's count of allocated memory.
 OVERHEAD = 1.0
+# Elements that the optimiser updates at once (``method/optim.py``).
+CHUNK = 2**26
 
 
 @dataclass(frozen=True)
-class Memory:
-    """GiB on one GPU at the peak of one update."""
+class Phase:
+    """What is on one GPU at the fullest moment of a phase, line by line in GiB."""
 
-    weights: float
-    casts: float  # 16-bit copies that autocast makes of fp32 weights
-    gradients: float
-    optimizer: float
-    average: float
-    text_encoder: float
-    activations: float
-    vae: float = 0.0  # this engine keeps it on the CPU
-    buckets: float = 0.0  # of DistributedDataParallel, which this engine does not use
+    name: str
+    lines: dict[str, float]
 
     @property
     def total(self) -> float:
         """Comparable with PyTorch's count of allocated memory."""
-        return sum(vars(self).values())
+        return sum(self.lines.values())
 
 
-def alive_passes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Passes per sample whose graphs are alive at once, as (through trained networks, through frozen ones): in the fake score's
-    update, and in the generator's.
+def predict(config: Config, size: Footprint) -> Phase:
+    """The phase in which a run with ``config.processes`` processes needs the most."""
+    return max(phases(config, size), key=lambda phase: phase.total)
 
-    The fake score's update keeps its own passes. The generator's keeps the generator's pass and all those of teacher and fake
-    score (5 together for lsg, 4 for long and short, 3 for lsg-simple); with ``two_stage``, the generator's and those of only one
-    score network, the one with more.
+
+def phases(config: Config, size: Footprint) -> tuple[Phase, ...]:
+    """All phases that can be the largest, in the order of a run."""
+    return (
+        preflight_phase(config, size),
+        fake_score_phase(config, size),
+        generator_phase(config, size),
+        grid_phase(config, size),
+        saving_phase(config, size),
+        student_phase(config, size),
+    )
+
+
+# -- the phases ------------------------------------------------------------------------------------------------------------
+
+
+def preflight_phase(config: Config, size: Footprint) -> Phase:
+    """The checks before the first update: whole gradients of one sample, without compilation and optimiser state.
+
+    The gradient through plain attention is not in it: the check leaves that one out where memory is short.
     """
-    k1, k2, k3, k4 = config.guidance
-    fake, real = network_passes(k2, k3), network_passes(k4)
-    return (network_passes(k1), 0), (1, max(fake, real) if config.two_stage else fake + real)
+    k4 = config.guidance.kappa4
+    kinds = _Passes(replace(config, compile=False), size)
+    scores = [(kinds.teacher, 2), (kinds.frozen, network_passes(k4))]  # kappa4 is raised, so the teacher is guided
+    moment = _fullest(_through(kinds["probed"], scores, config.two_stage, kinds.drawn), 1)
+    return _phase("pre-flight", {"weights": _weights(config, size), **_beside(config, size)}, moment, 1)
 
 
-def predict(config: Config, size: Footprint) -> Memory:
-    """The larger of the two updates' peaks, with this engine: gradients of one network at a time, no buckets."""
-    return max(phases(config, size), key=lambda memory: memory.total)
+def fake_score_phase(config: Config, size: Footprint) -> Phase:
+    """The update of psi: images drawn without gradient, then one pass and its gradient; at the end the optimiser's step."""
+    micro, passes = config.micro_batches[0], network_passes(config.guidance.kappa1)
+    kinds = _Passes(config, size)
+    trained = kinds["trained"]
+    moments = [*kinds.drawn.forward, *(_times(m, passes) for m in (*trained.forward, *trained.backward))]
+    moments += _endings(config, size, passes)
+    return _phase("the fake score's update", _training(config, size), _fullest(moments, micro), micro)
 
 
-def phases(config: Config, size: Footprint) -> tuple[Memory, Memory]:
-    """The peak of the fake score's update, and that of the generator's."""
-    pure_half = config.precision == "fp16"
-    bits = 16 if pure_half else 32
-    full, half = size.copy(bits), size.copy(16)
+def generator_phase(config: Config, size: Footprint) -> Phase:
+    """The update of theta: through the generator, the teacher and the fake score, and back; then the optimiser's step."""
+    micro, (_, k2, k3, k4) = config.micro_batches[1], config.guidance
+    kinds = _Passes(config, size)
+    scores = [(kinds.teacher, network_passes(k4)), (kinds.frozen, network_passes(k2, k3))]
+    moments = [*_through(kinds["trained"], scores, config.two_stage, kinds.drawn), *_endings(config, size, 1)]
+    return _phase("the generator's update", _training(config, size), _fullest(moments, micro), micro)
+
+
+def grid_phase(config: Config, size: Footprint) -> Phase:
+    """Drawing pictures by the averaged generator, for a grid or for scores: one pass, then the VAE (else on the CPU)."""
+    micro = config.micro_batch
+    lines = {**_resting(config, size), "average in use": _average_in_use(config, size)}
+    vae = size.vae * 4 / GIB
+    drawn = _fullest(_Passes(config, size).drawn.forward, micro)
+    decoded = _fullest((Moment(m.sample, m.fixed + vae) for m in size.decode), micro)
+    return _phase("drawing a grid", lines, max(drawn, decoded, key=lambda m: m.gib(micro)), micro)
+
+
+def saving_phase(config: Config, size: Footprint) -> Phase:
+    """Writing a checkpoint: every tensor is tested for finite numbers, and goes to the CPU by itself."""
+    resting = _resting(config, size)
+    width = 4 if resting["average"] else _bits(config) / 8
+    tested = size.largest * (width + 2) / GIB  # its absolute values, and two masks
+    return Phase("saving", {**resting, "test for finite numbers": tested})
+
+
+def student_phase(config: Config, size: Footprint) -> Phase:
+    """Writing the student's folder: the averaged weights, which go to the CPU one by one, in half."""
+    return Phase("writing the student", {**_resting(config, size), "average in use": _average_in_use(config, size)})
+
+
+# -- what they are made of -------------------------------------------------------------------------------------------------
+
+
+class _Passes:
+    """The passes of a configuration's networks, by kind."""
+
+    def __init__(self, config: Config, size: Footprint) -> None:
+        def found(compiled: bool) -> dict[str, Pass]:
+            return size.passes.get(way(config.precision, config.attention, config.gradient_checkpointing, compiled), {})
+
+        # What was not counted compiled is taken for eager, which keeps more.
+        self.kinds = found(False) | (found(True) if config.compile else {})
+        self.half_teacher = config.half_teacher
+
+    def __getitem__(self, kind: str) -> Pass:
+        return self.kinds[kind]
+
+    @property
+    def drawn(self) -> Pass:
+        return self["drawn"]
+
+    @property
+    def frozen(self) -> Pass:
+        return self["frozen"]
+
+    @property
+    def teacher(self) -> Pass:
+        return self["half" if self.half_teacher else "frozen"]
+
+
+def _through(generator: Pass, scores: list[tuple[Pass, int]], two_stage: bool, drawn: Pass) -> Iterator[Moment]:
+    """The moments of one micro-batch of theta's update: forward through the generator and the score networks (each with its
+    passes a sample), and back in the opposite order; with ``two_stage``, through one score network at a time."""
+    held = Moment()
+    yield from (_plus(held, m) for m in generator.forward)
+    held = generator.kept
+    if two_stage:
+        yield from (_plus(held, _times(m, n)) for _, n in scores for m in drawn.forward)
+        yield from (_plus(held, _times(m, n)) for net, n in scores for m in (*net.forward, *net.backward))
+    else:
+        below = []
+        for net, n in scores:
+            yield from (_plus(held, _times(m, n)) for m in net.forward)
+            below.append(held)
+            held = _plus(held, _times(net.kept, n))
+        for (net, n), held in reversed(list(zip(scores, below, strict=True))):
+            yield from (_plus(held, _times(m, n)) for m in net.backward)
+    yield from generator.backward
+
+
+def _times(moment: Moment, passes: int) -> Moment:
+    """A moment of ``passes`` passes a sample, which run as one."""
+    return Moment(moment.sample * passes, moment.fixed)
+
+
+def _plus(a: Moment, b: Moment) -> Moment:
+    return Moment(a.sample + b.sample, a.fixed + b.fixed)
+
+
+def _fullest(moments: Iterable[Moment], samples: int) -> Moment:
+    return max(moments, key=lambda moment: moment.gib(samples))
+
+
+def _phase(name: str, lines: dict[str, float], moment: Moment, samples: int) -> Phase:
+    return Phase(name, lines | {"activations": moment.sample * samples, "casts and temporaries": moment.fixed})
+
+
+def _bits(config: Config) -> int:
+    """Of the trained weights, their gradients and the optimiser's state."""
+    return 16 if config.precision == "fp16" else 32
+
+
+def _weights(config: Config, size: Footprint) -> float:
+    return (size.copy(16) if config.half_teacher else size.copy(_bits(config))) + 2 * size.copy(_bits(config))
+
+
+def _beside(config: Config, size: Footprint) -> dict[str, float]:
+    """What is there from the beginning, beside the networks."""
+    return {
+        "text encoder": size.text_encoder * _bits(config) / 8 / GIB,
+        "average": size.copy(32) if config.ema and config.ema_device == "same" else 0.0,
+    }
+
+
+def _resting(config: Config, size: Footprint) -> dict[str, float]:
+    """What is there between two iterations."""
     moments = 1 if config.lean_adam else 2
-    autocast = config.precision == "bf16"
-    # For both trained networks. Offloaded, only a chunk at a time is on the GPU, in a step, when there are no activations.
-    optimizer = 0.0 if config.offload_optimizer and config.lean_adam else 2 * moments * full
-    average = size.copy(32) if config.ema and config.ema_device == "same" else 0.0
-    teacher = half if config.half_teacher else full
-    block = _saved_by_a_pass(config, size).block
-    found = []
-    for micro, alive, networks in zip(
-        config.micro_batches, alive_passes(config), (1, 2 + (not config.two_stage)), strict=True
-    ):
-        # A graph keeps the casts of its network's weights: the fake score's update has graphs of one network, the generator's of
-        # three, or two with two_stage. A teacher stored in 16 bits needs no casts. Checkpointed blocks cast again, so only the
-        # network that is running has its casts.
-        casts = 0.0
-        if autocast:
-            graphs = networks - (1 if config.half_teacher and networks == 3 else 0)
-            casts = half * (1 if config.gradient_checkpointing else graphs)
-        found.append(
-            Memory(
-                weights=teacher + 2 * full,
-                casts=casts,
-                gradients=full,
-                optimizer=optimizer,
-                average=average,
-                text_encoder=size.text_encoder * bits / 8 / GIB,
-                # 2 blocks: a guided pass sends both its halves (∅ and c) through a block at once.
-                activations=micro * (saved(config, size, *alive) + 2 * block * config.gradient_checkpointing),
-            )
+    optimizer = 0.0 if config.offload_optimizer else 2 * moments * size.copy(_bits(config))  # of both trained networks
+    return {"weights": _weights(config, size), "optimizer": optimizer, **_beside(config, size)}
+
+
+def _training(config: Config, size: Footprint) -> dict[str, float]:
+    """What is there in an update: gradients of one network, and both updates' draws of the whole iteration."""
+    draws = config.batch // config.processes * 2 * size.draw
+    return {**_resting(config, size), "gradients": size.copy(_bits(config)), "draws": draws}
+
+
+def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
+    """What needs memory when the activations are gone: the gradients that a compiled backward pass returns, all at once, before
+    they are added to those that are there; the optimiser's denominators (and offloaded state) of a chunk, or for torch's own Adam
+    of all weights. With checkpointing, generated code may compute a block again beside all those gradients: the order is its own.
+
+    Args:
+        passes: of the trained network, for each sample.
+    """
+    full = size.copy(_bits(config))
+    if config.compile:
+        again = (
+            _Passes(replace(config, compile=False), size)["trained"].backward if config.gradient_checkpointing else ()
         )
-    return found[0], found[1]
+        yield from (Moment(m.sample * passes, m.fixed + full) for m in again or (Moment(),))
+    chunk = CHUNK * _bits(config) / 8 / GIB * (1 + config.offload_optimizer)
+    yield Moment(0.0, chunk if config.lean_adam else full)
 
 
-def saved(config: Config, size: Footprint, trained: int, frozen: int) -> float:
-    """GiB saved by ``trained`` passes through trained networks and ``frozen`` passes through frozen ones, one sample each."""
-    kind = _saved_by_a_pass(config, size)
-    if config.gradient_checkpointing:
-        return kind.checkpointed * (trained + frozen)
-    softmax = size.softmax * (2 if config.precision == "fp32" else 1) if config.attention == "eager" else 0.0
-    return (kind.trained + softmax) * trained + (kind.frozen + softmax) * frozen
+def _average_in_use(config: Config, size: Footprint) -> float:
+    """The copy of the averaged weights that the generator computes with, where the average itself is elsewhere or wider."""
+    there = not config.ema or (config.ema_device == "same" and _bits(config) == 32)
+    return 0.0 if there else size.copy(_bits(config))
 
 
-def _saved_by_a_pass(config: Config, size: Footprint) -> Saved:
-    assert size.saved is not None  # callers skip architectures without it
-    return size.saved[config.precision]
+# -- other memory ----------------------------------------------------------------------------------------------------------
 
 
-def official(config: Config, size: Footprint) -> Memory:
+def official(config: Config, size: Footprint) -> Phase:
     """Memory of the authors' implementation, which holds twelve copies of the network in one precision.
 
     They are phi, psi, theta and the average; the gradients of psi and theta, kept at the same time; the buckets of
     DistributedDataParallel for both, separate from the gradients; Adam's two moments for both.
     """
-    bits = 16 if config.precision == "fp16" else 32
-    copy, text_encoder, vae = size.copy(bits), size.text_encoder * bits / 8 / GIB, size.vae * bits / 8 / GIB
-    activations = max(saved(config, size, *alive) for alive in alive_passes(config)) * config.micro_batch
-    average = copy if config.ema else 0.0
-    return Memory(3 * copy, 0.0, 2 * copy, 4 * copy, average, text_encoder, activations, vae, buckets=2 * copy)
+    bits = _bits(config)
+    copy = size.copy(bits)
+    lines = {
+        "weights": 3 * copy,
+        "gradients": 2 * copy,
+        "buckets": 2 * copy,
+        "optimizer": 4 * copy,
+        "average": copy if config.ema else 0.0,
+        "text encoder": size.text_encoder * bits / 8 / GIB,
+        "vae": size.vae * bits / 8 / GIB,
+    }
+    updates = fake_score_phase(config, size), generator_phase(config, size)
+    return Phase("training", lines | {"activations": max(update.lines["activations"] for update in updates)})
+
+
+def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:
+    """GiB of a process's own memory at its fullest, line by line: what waits there for the GPU, and what saving copies."""
+    full, average = size.copy(_bits(config)), size.copy(32)
+    lines = {}
+    if config.offload_optimizer:
+        lines["optimizer"] = 2 * full
+    if config.ema and config.ema_device == "cpu":
+        lines["average"] = average
+        lines["a piece of the generator"] = CHUNK * 4 / GIB
+    lines["a copy while saving"] = average if config.ema else full
+    return lines
 
 
 def largest_micro_batch(config: Config, size: Footprint, budget: float, processes: int) -> int:
     """The largest micro-batch of the generator's update that divides a process's share of the batch and fits into ``budget`` GiB;
     0 when not even one image does."""
-    share = config.batch // processes
+    share, config = config.batch // processes, replace(config, processes=processes)
     for micro in sorted((m for m in range(1, share + 1) if share % m == 0), reverse=True):
         fake = min(micro, config.fake_micro_batch or micro)
         if predict(replace(config, micro_batch=micro, fake_micro_batch=fake), size).total + OVERHEAD <= budget:
@@ -132,12 +277,14 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
 
 
 # In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.
+# Without compilation checkpointed passes need a copy of the gradients less.
 REMEDIES = (
     {"ema_device": "cpu"},
     {"half_teacher": True},
     {"offload_optimizer": True},
     {"two_stage": True},
     {"gradient_checkpointing": True},
+    {"compile": False},
 )
 
 

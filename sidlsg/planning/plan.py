@@ -49,7 +49,7 @@ def plan(
     )
     where = str(place.folder) if place.folder else "hub: " + ", then ".join(place.repositories)
     rows = {
-        "teacher": f"{teacher} ({where})",
+        "teacher": teacher if place.name == where else f"{teacher} ({where})",
         "prompts": prompts,
         "strategy": f"{config.strategy_name}: {config.guidance}",
         "duration": f"{config.images:,} images in {config.iterations:,} iterations of {config.batch}",
@@ -66,11 +66,15 @@ def plan(
         f"(the newest {config.keep_checkpoints} are kept), sample grids at Fig. 2's spacing, student/ at the end"
         + (f", scores every {config.eval_every:,} ({config.eval_protocol})" if config.eval_every else ""),
     }
-    if found and size and size.saved:
+    if found and size and size.passes:
         assumed = f" (taking the model for one of {found.assumed}'s size)" if found.assumed else ""
         rows |= {name: text + assumed for name, text in _memory(config, size, gpu, processes).items()}
     if gpu is not None and gpu.mfu and gflop is not None:
         rows["time"] = _time(config, gflop, gpu, processes)
+    if config.compile:
+        rows["compilation"] = (
+            "within the first iteration, and again for the first grid: 5 to 15 minutes on a GPU (estimate)"
+        )
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -88,21 +92,24 @@ def _work(config: Config, gflop: float | None) -> str:
 
 
 def _memory(config: Config, size: Footprint, gpu: Gpu | None, processes: int) -> dict[str, str]:
-    """Rows on the predicted peak by component, on what is kept on the CPU, and on the largest micro-batch."""
-    found = memory.predict(config, size)
-    parts = {name: value for name, value in vars(found).items() if value}
-    text = f"{found.total:.1f} GiB (estimate): " + " + ".join(f"{name} {value:.1f}" for name, value in parts.items())
-    rows = {"peak memory a GPU": f"{text}; CUDA itself takes about {OVERHEAD:g} more"}
-    full = size.copy(16 if config.precision == "fp16" else 32)
-    on_cpu = 2 * full * config.offload_optimizer + size.copy(32) * (config.ema and config.ema_device == "cpu")
-    if on_cpu:
-        rows["memory on the CPU"] = f"{on_cpu:.1f} GiB a process, of optimiser state and average"
+    """Rows on the phase with the highest peak, line by line, on what is kept on the CPU, and on the largest micro-batch."""
+    config = replace(config, processes=processes)
+    peak, here = memory.predict(config, size), memory.on_the_cpu(config, size)
+    rows = {
+        "peak memory a GPU": f"{peak.total:.1f} GiB in {peak.name} (estimate): {_sum(peak.lines)}; "
+        f"CUDA itself takes about {OVERHEAD:g} more",
+        "memory on the CPU": f"{sum(here.values()):.1f} GiB a process (estimate): {_sum(here)}",
+    }
     if gpu is not None:
         largest = memory.largest_micro_batch(config, size, gpu.memory, processes)
         rows["largest micro-batch"] = (
             f"{largest} on {gpu.name}, {gpu.memory:.1f} GiB (estimate)" if largest else f"none fits {gpu.name}"
         )
     return rows
+
+
+def _sum(lines: dict[str, float]) -> str:
+    return " + ".join(f"{name} {value:.1f}" for name, value in lines.items() if round(value, 1))
 
 
 def _time(config: Config, gflop: float, gpu: Gpu, processes: int) -> str:
@@ -118,13 +125,17 @@ def misfit(config: Config, size: Footprint | None, gpu: Gpu) -> str | None:
     """Why the run cannot work on the GPU, and which settings would help; None when it fits or its size is not known."""
     if config.precision == "bf16" and not gpu.bf16:
         return f"{gpu.name} has no bf16 arithmetic; use --precision fp16 (with clip_value 1 and adam_eps 1e-6) or fp32"
-    if size is None or size.saved is None:
+    if size is None or not size.passes:
         return None
-    need = memory.predict(config, size).total
+    peak = memory.predict(config, size)
+    need = peak.total
     if need + OVERHEAD <= gpu.memory:
         return None
     remedy = memory.make_fit(config, size, gpu.memory)
-    start = f"this run needs about {need:.1f} GiB and CUDA itself {OVERHEAD:g}, but {gpu.name} has {gpu.memory:.1f} GiB"
+    start = (
+        f"this run needs about {need:.1f} GiB in {peak.name} and CUDA itself {OVERHEAD:g}, but {gpu.name} has "
+        f"{gpu.memory:.1f} GiB"
+    )
     if remedy is None:
         return f"{start}, and no setting changes that; use a larger GPU"
     settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in remedy.items())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sidlsg.data import cache_folder, read_table
 from sidlsg.files import write_text
-from sidlsg.planning.footprint import Footprint, Saved, footprints
-from sidlsg.teachers.registry import Location
+from sidlsg.planning.footprint import Footprint, footprints, from_dict
+from sidlsg.teachers.registry import Location, at_hand
 from sidlsg.version import __version__
 
 
@@ -22,11 +22,12 @@ class Recognised:
     assumed: str | None = None
 
 
-def recognise(place: Location, may_count: bool = False) -> Recognised | None:
+def recognise(place: Location, attention: str | None = None) -> Recognised | None:
     """A teacher's footprint: by alias, else by the UNet's configuration (in the folder or the hub's cache), else guessed by name.
 
     Args:
-        may_count: count a UNet that is none of the known ones, which takes seconds and imports torch; the result is cached.
+        attention: count a UNet that is none of the known ones, with this kind of attention, which takes a minute and imports
+            torch; the result is cached. None: do not count.
 
     Returns None when the configuration cannot be read, or when the UNet is not known and may not be counted. Raises what
     ``counting.footprint_of_folder`` raises.
@@ -34,7 +35,7 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
     if place.entry is not None:
         known = footprints().get(place.entry.architecture or "")
         return Recognised(known) if known else None
-    folder = place.folder or _cached_folder(place.repositories)
+    folder = at_hand(place)
     if folder is None:
         like = "sdxl" if "xl" in place.name.lower() else "sd15"
         return Recognised(footprints()[like], assumed=like)
@@ -45,36 +46,25 @@ def recognise(place: Location, may_count: bool = False) -> Recognised | None:
     for name, row in read_table("teachers/architectures.yaml").items():
         if all(config.get(key) == value for key, value in row["unet"].items()):
             return Recognised(footprints()[name])
-    return Recognised(_counted(folder)) if may_count else None
+    return Recognised(_counted(folder, attention)) if attention else None
 
 
-def _cached_folder(repositories: tuple[str, ...]) -> Path | None:
-    """The folder of a whole model in the hub's cache, found without network access; None when it is not there, or in part."""
-    if not repositories:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repositories[0], "unet/config.json")
-    folder = Path(found).parents[1] if isinstance(found, str) else None
-    return folder if folder is not None and (folder / "model_index.json").is_file() else None
-
-
-def _counted(folder: Path) -> Footprint:
+def _counted(folder: Path, attention: str) -> Footprint:
     """The footprint of a folder's model, from the cache or counted on the meta device."""
+    kind = "eager" if attention == "eager" else "sdpa"  # xFormers keeps what SDPA keeps
     configs = sorted(path.read_text(encoding="utf-8") for path in folder.glob("*/config.json"))
-    digest = hashlib.sha256(json.dumps([__version__, configs]).encode()).hexdigest()[:20]
+    digest = hashlib.sha256(json.dumps([__version__, kind, configs]).encode()).hexdigest()[:20]
     path = cache_folder() / "footprints" / f"{digest}.json"
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        return Footprint(**row | {"saved": {precision: Saved(**v) for precision, v in row["saved"].items()}})
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
         pass
     from sidlsg.planning.counting import footprint_of_folder
 
-    found = footprint_of_folder(folder)
+    found = footprint_of_folder(folder, kind)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(found), indent=1) + "\n")
+        write_text(path, json.dumps(found.as_dict(), indent=1) + "\n")
     except OSError:
         pass  # counted again next time
     return found

@@ -12,10 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidlsg.errors import SidlsgError
-from sidlsg.files import flush
+from sidlsg.files import Kinds, flush, read_object
 
 Tensors = dict[str, dict[str, Tensor]]
 STATE = "state.json"
+KINDS: Kinds = {
+    "images_seen": int,
+    "files": dict,
+    "adam_steps": dict,
+    "prompts_sha256": str,
+    "teacher_sha256": dict,
+    "window": list,
+}
 
 
 class Checkpoints:
@@ -72,23 +80,26 @@ class Checkpoints:
             return "free some space and run the same command again"
         return f"{kept[-1]} is intact: free some space and run the same command again to go on from there"
 
-    def load_latest(self) -> tuple[Tensors, dict[str, Any], list[str]] | None:
+    def load_latest(self, needed: tuple[str, ...] = ()) -> tuple[Tensors, dict[str, Any], list[str]] | None:
         """The newest readable checkpoint as (tensors on the CPU, state, warnings about newer, damaged ones).
+
+        Args:
+            needed: keys that the state must have.
 
         Returns None when there is no checkpoint.
 
         Raises SidlsgError when there are checkpoints but every one is damaged.
         """
         damaged: list[str] = []
-        for path in reversed(self.complete()):
+        for path in sorted((p for p in self.folder.glob("[0-9]*") if p.name.isdigit()), reverse=True):
             try:
-                state = json.loads((path / STATE).read_text(encoding="utf-8"))
+                state = read_object(path / STATE, ("images_seen", "files", *needed), KINDS)
                 for name, size in state["files"].items():
                     if (path / name).stat().st_size != size:
                         raise ValueError(f"{name} is {(path / name).stat().st_size} bytes, not {size}")
                 tensors = {Path(name).stem: load_file(path / name) for name in state["files"]}
                 return tensors, state, damaged
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            except (OSError, ValueError, TypeError, SafetensorError, SidlsgError) as error:
                 damaged.append(f"checkpoint {path} is damaged ({error})")
         if damaged:
             raise SidlsgError(

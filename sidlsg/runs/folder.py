@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,33 @@ from filelock import FileLock, Timeout
 
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.files import write_text
+from sidlsg.files import INDEX_FILE, STUDENT_FILE, read_object, write_text
+from sidlsg.paths import full_path, writable
 from sidlsg.settings import load_settings
+from sidlsg.teachers.prompt_lists import is_named_list
+from sidlsg.teachers.registry import registry
 
 
 def default_name(config: Config, preset: str | None) -> str:
-    """The name of a run's folder, from teacher, preset, strategy and guidance scales: the same command resumes the same run."""
+    """The name of a run's folder, from teacher, preset, strategy and guidance scales: the same command resumes the same run.
+
+    A local teacher gives the name of its folder; teacher and preset are cut to 80 bytes each, since file systems allow 255.
+    """
     scales = "-".join(f"{k:g}" for k in config.kappa) if config.kappa else "default"
-    name = f"{config.teacher}-{Path(preset).stem if preset else 'custom'}-{config.strategy_name}-{scales}"
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    teacher = Path(config.teacher).name if os.path.isabs(config.teacher) else config.teacher
+    teacher, made = (text.encode()[:80].decode(errors="ignore") for text in (teacher, Path(preset or "custom").stem))
+    return re.sub(r"[^\w.-]+", "-", f"{teacher}-{made}-{config.strategy_name}-{scales}").strip("-.")
+
+
+def settled(config: Config) -> Config:
+    """The configuration with its local paths in full, so that it means the same in every working directory."""
+    return replace(
+        config,
+        teacher=config.teacher if config.teacher in registry() else full_path(config.teacher),
+        prompts=config.prompts if is_named_list(config.prompts) else full_path(config.prompts),
+        grid_prompts=config.grid_prompts and full_path(config.grid_prompts),
+        eval_reference=config.eval_reference and full_path(config.eval_reference),
+    )
 
 
 @dataclass(frozen=True)
@@ -66,33 +85,54 @@ class RunFolder:
 
     def load_config(self) -> Config:
         """The configuration saved in ``config.yaml``."""
-        return Config(**load_settings(self.config))
+        try:
+            return settled(Config(**load_settings(self.config)))
+        except UsageError as error:
+            raise error if str(self.config) in str(error) else UsageError(f"{self.config}: {error}") from None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has left something here besides its configuration."""
+        return self.metrics.is_file() or self.student.is_dir() or any(self.samples.glob("*.png"))
 
     def complete(self, config: Config) -> bool:
-        """Whether the folder holds a finished run (one with a student) of exactly this configuration."""
-        return self.student.is_dir() and self.config.is_file() and self.load_config() == config
+        """Whether the folder holds a finished run (one with a whole student) of exactly this configuration."""
+        if not self.config.is_file() or missing_of_student(self.student):
+            return False
+        return self.load_config() == settled(config)
 
     def check(self, config: Config) -> None:
-        """Raise UsageError when the folder belongs to another run (naming what differs) or holds other files."""
+        """Raise UsageError when the run cannot be in this folder: it cannot be written, belongs to another run (naming what
+        differs), holds other files, or would be written through a link."""
+        if len(os.fsencode(self.path.name)) > 255:
+            raise UsageError(f"{self.path.name[:40]}... is too long a name for a folder; give another --out")
+        if not writable(self.path):
+            raise UsageError(f"cannot write to {self.path}; give another --out")
+        for folder in (self.student, self.best):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise UsageError(
+                    f"{folder} is a link or a file, where the run would write a folder; move it away, or give another --out"
+                )
         if self.config.is_file():
-            old, new = self.load_config().as_dict(), config.as_dict()
+            old, new = self.load_config().as_dict(), settled(config).as_dict()
             differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE_FIELDS and old[k] != new[k]]
             if differ:
                 raise UsageError(
                     f"{self.path} holds a run with other settings: {', '.join(differ)}. "
                     "Give the same settings to resume it, or another --out."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
 
     def claim(self, config: Config) -> None:
         """Create the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
         self.check(config)
         try:
-            for folder in (self.path, self.checkpoints, self.samples):
-                folder.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config.as_dict(), sort_keys=False, default_flow_style=None)
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(settled(config).as_dict(), sort_keys=False, default_flow_style=None)
             write_text(self.config, text)
+            for folder in (self.checkpoints, self.samples):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
 
@@ -107,7 +147,7 @@ class RunFolder:
             lock.acquire(blocking=False)
         except Timeout:
             raise UsageError(
-                f"another process is training in {self.path}; wait for it, or give another --out"
+                f"another process is training in {self.path}; wait for it, or give another --out (for several GPUs: torchrun)"
             ) from None
         except OSError:  # a file system without locks
             yield
@@ -126,12 +166,27 @@ class RunFolder:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def missing_of_student(folder: Path) -> str | None:
+    """What is not there of a student's folder (the first of its files or parts), or None when it is whole."""
+    for name in (STUDENT_FILE, INDEX_FILE):
+        if not (folder / name).is_file():
+            return name
+    for part, kind in read_object(folder / INDEX_FILE).items():
+        is_part = isinstance(kind, list) and kind and kind[0] is not None
+        weightless = part.startswith(("tokenizer", "scheduler"))
+        if is_part and not any((folder / part).glob("*" if weightless else "*.safetensors")):
+            return f"{part}/"
+    return None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl`` or ``scores.jsonl``; damaged lines (an interrupted write) are skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and type(line.get("images_seen")) is int:
+            lines.append(line)
     return lines

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import torch
 
 from sidlsg.errors import UsageError
+from sidlsg.files import STUDENT_FILE, read_object
+from sidlsg.paths import user_path
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.folder import RunFolder, missing_of_student
 from sidlsg.teachers.family import Model
-from sidlsg.teachers.loading import STUDENT_FILE, load_model, read_object
+from sidlsg.teachers.loading import load_model
+from sidlsg.teachers.registry import registry
 
 
 def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
@@ -18,8 +21,8 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
 
     Raises UsageError when ``name`` is not a model, SidlsgError when its files are missing or damaged.
     """
-    folder = RunFolder(Path(name))
-    if not folder.config.is_file():
+    folder = RunFolder(user_path(name))
+    if name in registry() or not folder.config.is_file():
         return load_model(name, device, dtype)
     if student_is_newest(folder):
         return load_model(str(folder.student), device, dtype)
@@ -27,10 +30,18 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
 
 
 def student_is_newest(folder: RunFolder) -> bool:
-    """Whether the run has a student and no later checkpoint (a finished run may have been extended)."""
-    if not (folder.student / STUDENT_FILE).is_file():
+    """Whether the run has a student and no later checkpoint (a finished run may have been extended).
+
+    Raises UsageError when the student's folder lacks something.
+    """
+    if not os.path.lexists(folder.student):
         return False
-    note = read_object(folder.student / STUDENT_FILE, ("images_seen",))
+    if missing := missing_of_student(folder.student):
+        raise UsageError(
+            f"{folder.student} is not whole: it has no {missing}. Run the same `sidlsg distill` again to write it anew, or move "
+            "it away to use the newest checkpoint"
+        )
+    note = read_object(folder.student / STUDENT_FILE, ("images_seen",), {"images_seen": int})
     return all(int(path.name) <= note["images_seen"] for path in Checkpoints(folder.checkpoints).complete())
 
 

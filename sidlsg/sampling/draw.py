@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -41,6 +42,31 @@ SAMPLERS = {
 }
 
 
+def many_step_scheduler(model: Model, steps: int, sampler: str | None = None) -> Any:
+    """diffusers' scheduler for ``many_steps``; raises UsageError for a number of steps that it cannot take."""
+    import diffusers
+
+    kind = SAMPLERS[sampler] if sampler else model.scheduler_config.get("_class_name", "DDPMScheduler")
+    count, why = len(model.schedule), None
+    try:
+        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False)
+        scheduler.set_timesteps(steps)
+        at = scheduler.timesteps
+        if steps > count:
+            why = f"the model has {count} timesteps"
+        elif at.max() >= count:
+            why = "it would begin after the last timestep"
+        elif at.min() < 0:
+            why = "it would go beyond the first timestep"
+        elif len(at) == steps > len(at.unique()):  # Heun and PNDM come back to a timestep within a step, on purpose
+            why = "two of them would be at one timestep"
+    except Exception as error:  # each scheduler raises its own types for what it cannot take
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if why:
+        raise UsageError(f"{kind} cannot draw in {steps} steps: {why}; give another --steps, or another --sampler")
+    return scheduler
+
+
 def many_steps(
     model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
 ) -> Tensor:
@@ -49,10 +75,7 @@ def many_steps(
     Args:
         sampler: a key of ``SAMPLERS``; None uses the model's own scheduler.
     """
-    import diffusers
-
-    kind = getattr(diffusers, SAMPLERS[sampler] if sampler else model.scheduler_config["_class_name"])
-    pipeline = model.pipeline(kind.from_config(model.scheduler_config, clip_sample=False))
+    pipeline = model.pipeline(many_step_scheduler(model, steps, sampler))
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
         prompt=list(prompts),
@@ -69,7 +92,7 @@ def check_sampling(
 ) -> tuple[int, float]:
     """(steps, guidance scale) with the defaults filled in: one step for a student, 25 steps at CFG 3 for a teacher.
 
-    Raises UsageError when an option does not fit the model, or for an unknown sampler.
+    Raises UsageError when an option does not fit the model, or for an unknown sampler or a number of steps it cannot take.
     """
     if model.student is not None:
         if len(model.student.get("timesteps", [0])) > 1:
@@ -88,7 +111,9 @@ def check_sampling(
             f"guidance is {guidance:g}; diffusers' pipelines guide only above 1 and would draw the picture of 1 (no guidance): "
             "give 1 or more"
         )
-    return steps or DEFAULT_STEPS, DEFAULT_GUIDANCE if guidance is None else guidance
+    steps = DEFAULT_STEPS if steps is None else steps
+    many_step_scheduler(model, steps, sampler)
+    return steps, DEFAULT_GUIDANCE if guidance is None else guidance
 
 
 def draw(
@@ -107,8 +132,11 @@ def draw(
         batch: pictures drawn at once.
         steps, guidance, sampler: of a teacher, by default 25, 3 and its own scheduler; a student needs none of them.
 
-    Raises UsageError when the options do not fit the model.
+    Raises UsageError when the options do not fit the model, or a seed is not in 0 to 2^64 - 1.
     """
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"the seed {seed} is not in 0 to 2^64 - 1")
     steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)

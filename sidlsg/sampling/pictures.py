@@ -44,8 +44,12 @@ def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts:
 
 
 def slug(prompt: str, length: int = 60) -> str:
-    """A prompt as part of a file name."""
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:length].rstrip("-") or "empty"
+    """A prompt as part of a file name: letters, digits and "-" that every system takes, at most ``length`` of them.
+
+    It has 180 bytes at most, because a whole name, with its seed and suffix, may have 255.
+    """
+    text = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:length]
+    return text.encode()[:180].decode(errors="ignore").rstrip("-") or "empty"
 
 
 def free_path(path: Path) -> Path:

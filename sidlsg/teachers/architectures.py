@@ -12,17 +12,18 @@ import torch
 
 from sidlsg.data import ASSETS, read_table
 from sidlsg.errors import UsageError, nearest
+from sidlsg.files import read_object
 from sidlsg.teachers.families import get_family
 from sidlsg.teachers.family import Family, Model
-from sidlsg.teachers.loading import load_model, quiet_libraries, read_object
+from sidlsg.teachers.loading import load_model, quiet_libraries
+from sidlsg.teachers.schedules import PUBLISHED
 
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "prediction_type": "epsilon",
     "clip_sample": False,
     "steps_offset": 1,
-} | BETAS
+} | PUBLISHED
 TOKENS = 77
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sidlsg.errors import UsageError
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.files import Kinds
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
 from sidlsg.method.schedule import NoiseSchedule
@@ -65,6 +66,7 @@ class Family(ABC):
     ] = ()  # other pipelines with the same parts: usable, or refused by ``check`` with a reason
     network: str  # the part that is distilled
     parts: Mapping[str, str]  # every part's folder -> its class, as "library.Class"
+    kinds: Mapping[str, Kinds] = {}  # types of what is read of the parts' configurations, and of the scheduler's
 
     def check(self, about: Description) -> None:
         """Raise UsageError, saying what the model is and what to do, when its configurations are of a kind that this family's
@@ -79,6 +81,15 @@ class Family(ABC):
                 )
             if str(found).removesuffix("Fast") != wanted:
                 raise UsageError(f"the {part} of {about.source} is a {found}; {self.what} has a {wanted}")
+            if wanted.endswith("Tokenizer"):
+                continue
+            if part not in about.configs:
+                raise SidlsgError(f"{about.folder / part} has no config.json; fetch or copy the whole folder again")
+            inside = about.configs[part].get("_class_name") or (about.configs[part].get("architectures") or [wanted])[0]
+            if str(inside) != wanted and not (wanted.startswith("CLIP") and str(inside).startswith("CLIP")):
+                raise UsageError(
+                    f"the {part} of {about.source} is a {inside} by its config.json; {self.what} has a {wanted}"
+                )
 
     def settle(self, parts: Mapping[str, Any], source: str) -> None:  # noqa: B027
         """Fill in what the configurations of loaded parts leave open; raise UsageError when the parts do not fit together."""
@@ -97,6 +108,10 @@ class Family(ABC):
     @abstractmethod
     def schedule(self, scheduler: dict[str, Any]) -> NoiseSchedule:
         """The forward process of a ``scheduler_config.json``; raises UsageError for a formulation that is not the family's."""
+
+    def unusual_schedule(self, schedule: NoiseSchedule, t_init: int) -> str | None:
+        """What to tell the user about a schedule that is not the one the family's models were published with; None if it is."""
+        return None
 
     @abstractmethod
     def latent_shape(self, network: Any) -> tuple[int, int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.files import INDEX_FILE, STUDENT_FILE, read_object
 from sidlsg.teachers.families import FAMILIES, family_of
 from sidlsg.teachers.family import Description, Model
+from sidlsg.teachers.foreign import about_folder
 from sidlsg.teachers.registry import Location, locate
 
-STUDENT_FILE = "sidlsg.json"  # beside model_index.json, in folders that this tool wrote
+STUDENT_KINDS = {"t_init": int, "timesteps": list, "teacher": str, "licence": str, "images_seen": int}
 
 
 def quiet_libraries() -> None:
@@ -70,11 +71,15 @@ def describe(folder: Path, source: str, licence: str | None = None) -> Descripti
     Raises UsageError when the folder is not one of a known family, or of a kind that the family cannot run; SidlsgError for
     a file that is missing or unreadable.
     """
-    if not (folder / "model_index.json").is_file():
-        raise UsageError(f"{folder} is not a diffusers folder: it has no model_index.json")
-    index = read_object(folder / "model_index.json")
+    if not (folder / INDEX_FILE).is_file():
+        raise UsageError(about_folder(folder, source))
+    index = read_object(folder / INDEX_FILE)
     family = family_of(index, source)
-    configs = {part: read_object(path) for part in family.parts if (path := folder / part / "config.json").is_file()}
+    configs = {
+        part: read_object(path, kinds=family.kinds.get(part))
+        for part in family.parts
+        if (path := folder / part / "config.json").is_file()
+    }
     scheduler = folder / "scheduler" / "scheduler_config.json"
     student = folder / STUDENT_FILE
     about = Description(
@@ -83,8 +88,8 @@ def describe(folder: Path, source: str, licence: str | None = None) -> Descripti
         family=family,
         index=index,
         configs=configs,
-        scheduler=read_object(scheduler),
-        student=read_object(student, ("t_init",)) if student.is_file() else None,
+        scheduler=read_object(scheduler, kinds=family.kinds.get("scheduler")),
+        student=read_object(student, ("t_init",), STUDENT_KINDS) if student.is_file() else None,
         licence=licence or licence_of(folder),
     )
     family.check(about)
@@ -199,18 +204,6 @@ def _foreign(folder: Path, missing: list[str]) -> UsageError:
     )
 
 
-def read_object(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A JSON object that has the keys ``needed``; raises SidlsgError, naming the file, for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise SidlsgError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict) or any(key not in content for key in needed):
-        wanted = f" with {', '.join(needed)}" if needed else ""
-        raise SidlsgError(f"{path} is not a JSON object{wanted}; fetch or copy it again")
-    return content
-
-
 def fetch(place: Location) -> tuple[Path, str]:
     """(local folder, source) of a model, downloading it when it is on the hub and not yet in the cache.
 
@@ -219,7 +212,7 @@ def fetch(place: Location) -> tuple[Path, str]:
     if place.folder is not None:
         return place.folder, str(place.folder) if place.entry is None else place.name
     parts = sorted({part for family in FAMILIES for part in family.parts})
-    wanted = ["model_index.json", "README.md", STUDENT_FILE, "scheduler/*"]
+    wanted = [INDEX_FILE, "README.md", STUDENT_FILE, "scheduler/*"]
     wanted += [f"{part}/{files}" for part in parts for files in ("*.json", "*.txt", "*.safetensors")]
     unwanted = ["*non_ema*", "*openvino*", "safety_checker/*"]
     failures = []

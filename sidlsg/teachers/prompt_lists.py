@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
 from sidlsg.errors import SidlsgError, UsageError, nearest
+from sidlsg.paths import user_path
 from sidlsg.teachers.registry import registry
 
 # The authors' training prompts: a tar archive in the repository of their released generators.
@@ -16,6 +18,11 @@ PROMPT_LISTS = {
     "aesthetics625plus": "aesthetics_625_plus.txt",
     "aesthetics65plus": "aesthetics_65_plus.txt",
 }
+
+
+def is_named_list(name: str) -> bool:
+    """Whether ``--prompts`` names a list, and not a file."""
+    return name in PROMPT_LISTS or (name in registry() and registry()[name].prompts is not None)
 
 
 def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bool]:
@@ -32,8 +39,9 @@ def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bo
         if download and not target.exists():
             _download_prompt_list(name, target)
         return target, not target.exists()
-    if Path(name).exists() or "/" in name or "." in name:
-        return Path(name), False
+    path = user_path(name)
+    if os.path.exists(path) or re.search(r"[/\\.]", name) or name.startswith("~"):
+        return path, False
     known = [*PROMPT_LISTS, *(n for n, e in registry().items() if e.prompts)]
     raise UsageError(f'unknown prompt list "{name}"{nearest(name, known)} (or a text file, one prompt a line)')
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from sidlsg.data import PACKAGE, read_table
 from sidlsg.errors import UsageError, nearest
+from sidlsg.files import INDEX_FILE
+from sidlsg.paths import user_path
+from sidlsg.teachers.foreign import about_file
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,59 @@ class Location:
     repositories: tuple[str, ...] = ()
     entry: Entry | None = None
 
+    @property
+    def note(self) -> str | None:
+        """What else the name could have meant, and how to say that; None when there is no doubt."""
+        if self.entry is not None:
+            hidden = os.path.isdir(self.name)
+            return (
+                f"{self.name} is the alias; the folder {self.name} in this directory is ./{self.name}"
+                if hidden
+                else None
+            )
+        first = self.name.partition("/")[0]
+        if self.repositories and os.path.isdir(first):
+            return f"there is no folder {self.name} here (though {first} is one), so it is looked up on the Hugging Face hub"
+        return None
+
+
+def at_hand(place: Location) -> Path | None:
+    """The folder of a model that is on this machine: its own, or that of a whole snapshot in the hub's cache; else None.
+
+    Needs no network.
+    """
+    if place.folder is not None or not place.repositories:
+        return place.folder
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(place.repositories[0], INDEX_FILE)
+    except ValueError:  # no id that the hub could have
+        return None
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder is not None and (folder / "unet" / "config.json").is_file() else None
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
 
 def locate(name: str) -> Location:
-    """Where a model is, by alias, folder or hub id ("owner/name"); raises UsageError, naming the nearest alias, for any other."""
+    """Where a model is, by alias, folder or hub id ("owner/name"), in this order.
+
+    Raises UsageError for any other name: of a file, of a folder that is not there (``./x``, ``/x``, ``~/x``, ``C:\\x`` are never
+    taken for hub ids), or unknown (naming the nearest alias).
+    """
     if name in registry():
         entry = registry()[name]
         return Location(name, entry.folder, entry.repositories, entry)
-    path = Path(os.path.expanduser(name))  # unlike Path.expanduser, leaves an unknown ~user as it is
-    if path.is_dir():
+    path = user_path(name)
+    if os.path.isdir(path):
         return Location(name, folder=path)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.exists():
+    if os.path.exists(path):
+        raise UsageError(about_file(path))
+    if HUB_ID.fullmatch(name):
         return Location(name, repositories=(name,))
-    if "/" in name or path.exists():
+    if re.search(r"[/\\]", name) or name.startswith("~") or os.path.islink(path):
         raise UsageError(f"{name} is not a folder; give a diffusers folder, a hub id (owner/name) or an alias")
     raise UsageError(
         f'unknown model "{name}"{nearest(name, registry())} (or a diffusers folder, or a hub id owner/name)'

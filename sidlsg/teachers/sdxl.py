@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidlsg.errors import UsageError
 from sidlsg.method.condition import Condition
 from sidlsg.teachers.family import Description, Model
-from sidlsg.teachers.text import penultimate_states
+from sidlsg.teachers.text import penultimate_states, text_width
 from sidlsg.teachers.unet_family import UnetFamily
 
 
@@ -38,6 +38,7 @@ class StableDiffusionXL(UnetFamily):
     sample_size = 128
     decode_at_once = 1  # a float32 decoder at 1024x1024 takes gigabytes a picture
     addition = "text_time"
+    scaling_factor = 0.13025
 
     def check(self, about: Description) -> None:
         no_first = about.index.get("text_encoder") in (None, [None, None])
@@ -46,6 +47,17 @@ class StableDiffusionXL(UnetFamily):
                 f"{about.source} is an SDXL refiner, which only finishes what the base model began; give the base: {self.base}"
             )
         super().check(about)
+
+    def check_text(self, about: Description) -> None:
+        unet, second = about.configs["unet"], about.configs["text_encoder_2"]
+        self.check_width(about, text_width(about.configs["text_encoder"]) + text_width(second))
+        pooled = second.get("projection_dim", 512)
+        taken = unet.get("projection_class_embeddings_input_dim", 0) - 6 * unet.get("addition_time_embed_dim", 0)
+        if taken != pooled:
+            raise UsageError(
+                f"the UNet of {about.source} takes a pooled embedding of width {taken}, but text_encoder_2 gives {pooled}: they "
+                "do not belong together"
+            )
 
     def encoder(self, model: Model) -> Encoder:
         return Encoder(model)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sidlsg.method.condition import Condition
-from sidlsg.teachers.family import Model
-from sidlsg.teachers.text import last_states
+from sidlsg.teachers.family import Description, Model
+from sidlsg.teachers.text import last_states, text_width
 from sidlsg.teachers.unet_family import UnetFamily
 
 
@@ -37,6 +37,10 @@ class StableDiffusion(UnetFamily):
     base = "sd15 or sd21-base"
     sample_size = 64
     addition = None
+    scaling_factor = 0.18215
+
+    def check_text(self, about: Description) -> None:
+        self.check_width(about, text_width(about.configs["text_encoder"]))
 
     def encoder(self, model: Model) -> Encoder:
         return Encoder(model)

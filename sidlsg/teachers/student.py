@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sidlsg.files import flush
+from sidlsg.files import STUDENT_FILE, flush
 from sidlsg.teachers.family import Family, Model
-from sidlsg.teachers.loading import STUDENT_FILE, quiet_libraries
+from sidlsg.teachers.loading import quiet_libraries
 
 
 def save_folder(
@@ -60,7 +60,9 @@ def save_folder(
         flush(temporary)
         old = folder.with_name(folder.name + ".old.tmp")
         shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if folder.is_symlink():
+            folder.unlink()  # never written through: what it leads to is somebody else's
+        elif folder.exists():
             folder.rename(old)
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)

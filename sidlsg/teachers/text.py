@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ def fit_tokenizer(tokenizer: Any, encoder: Any, source: str) -> None:
         )
 
 
+def text_width(config: Mapping[str, Any]) -> int:
+    """The width of a CLIP text encoder's states by its ``config.json``, which may be that of the whole CLIP model."""
+    return (config.get("text_config") or config).get("hidden_size", 512)
+
+
 def tokens(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
     """B prompts -> ids [B, L], padded and cut to the tokenizer's ``model_max_length`` L."""
     return tokenizer(
@@ -60,5 +65,9 @@ def penultimate_states(tokenizer: Any, encoder: nn.Module, prompts: Sequence[str
     """Every token's hidden state after the last layer but one, [B, L, D], and the encoder's first output, which is the pooled
     embedding [B, P] if the encoder has a projection; both float32 (SDXL)."""
     ids = tokens(tokenizer, prompts, next(encoder.parameters()).device)
-    found = [encoder(part, output_hidden_states=True) for part in ids.split(BATCH)]
-    return torch.cat([out.hidden_states[-2].float() for out in found]), torch.cat([out[0].float() for out in found])
+    states, pooled = [], []
+    for part in ids.split(BATCH):
+        out = encoder(part, output_hidden_states=True)  # all layers' states, which must not outlive the part
+        states.append(out.hidden_states[-2].float())
+        pooled.append(out[0].float())
+    return torch.cat(states), torch.cat(pooled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,18 +11,44 @@ import torch
 from torch import Tensor
 
 from sidlsg.errors import UsageError
+from sidlsg.files import Kinds
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.teachers.family import Description, Family
-from sidlsg.teachers.schedules import ddpm_schedule
+from sidlsg.teachers.schedules import KINDS, PUBLISHED, compare, ddpm_schedule
 from sidlsg.teachers.text import fit_tokenizer
 
 # What the pictures of these would be compared with has few steps already. Words in names: of hub ids, folders, `_name_or_path`.
 FEW_STEP = re.compile(r"(?<![a-z])(turbo|lcm|lightning|hyper|dmd2?|schnell|pcm)(?![a-z])", re.IGNORECASE)
+SCALING_FACTOR = 0.18215  # what diffusers fills in
 EXTRA_CHANNELS = {
     9: "an inpainting model",
     8: "a model that edits a given picture",
     5: "a depth-guided model",
     7: "an upscaler",
+}
+
+
+# Types of what is read of the configurations.
+SIZE = (int, list)
+UNET: Kinds = {
+    **dict.fromkeys(("in_channels", "out_channels", "time_cond_proj_dim", "num_class_embeds", "encoder_hid_dim"), int),
+    **dict.fromkeys(("addition_time_embed_dim", "projection_class_embeddings_input_dim"), int),
+    **dict.fromkeys(("_name_or_path", "class_embed_type", "addition_embed_type", "encoder_hid_dim_type"), str),
+    **dict.fromkeys(("sample_size", "cross_attention_dim"), SIZE),
+}
+VAE: Kinds = {
+    **dict.fromkeys(("latent_channels", "out_channels"), int),
+    "block_out_channels": list,
+    "sample_size": SIZE,
+    **dict.fromkeys(("scaling_factor", "shift_factor"), (int, float)),
+}
+TEXT: Kinds = {
+    "text_config": dict,
+    "_name_or_path": str,
+    "hidden_size": int,
+    "projection_dim": int,
+    "architectures": list,
+    "model_type": str,
 }
 
 
@@ -33,6 +60,8 @@ class UnetFamily(Family):
     sample_size: int  # of a UNet whose config does not say, in latent pixels
     decode_at_once: int | None = None  # pictures; bounds the memory of the VAE
     addition: str | None  # `addition_embed_type` of the UNet
+    scaling_factor: float  # of the latents, as published
+    kinds = {"unet": UNET, "vae": VAE, "text_encoder": TEXT, "text_encoder_2": TEXT, "scheduler": KINDS}  # noqa: RUF012
 
     def check(self, about: Description) -> None:
         super().check(about)
@@ -54,6 +83,17 @@ class UnetFamily(Family):
             raise UsageError(
                 f"the UNet of {about.source} needs class labels ({labels}), which a text prompt does not give"
             )
+        hidden = unet.get("encoder_hid_dim_type") or unet.get("encoder_hid_dim")
+        if hidden:
+            raise UsageError(
+                f"the UNet of {about.source} takes its prompt through a further projection ({hidden}), as an IP-adapter's or "
+                f"Kandinsky's: it may need a picture, which sidlsg does not give. Give the model without it, or {self.base}"
+            )
+        if unet.get("out_channels", channels) != channels:
+            raise UsageError(
+                f"the UNet of {about.source} gives {unet['out_channels']} channels for {channels}: it predicts a variance too, "
+                "which sidlsg does not use"
+            )
         addition = unet.get("addition_embed_type")
         if addition != self.addition:
             raise UsageError(
@@ -62,7 +102,33 @@ class UnetFamily(Family):
             )
         if vae.get("latents_mean") or vae.get("shift_factor"):
             raise UsageError(f"the VAE of {about.source} normalises its latents in another way than {self.what}'s")
+        if vae.get("out_channels", 3) != 3:
+            raise UsageError(
+                f"the VAE of {about.source} gives pictures of {vae['out_channels']} channels, and not of 3"
+            )
+        if vae.get("scaling_factor") is None and self.scaling_factor != SCALING_FACTOR:
+            raise UsageError(
+                f"the VAE of {about.source} does not say its scaling_factor, for which diffusers would take {SCALING_FACTOR}; "
+                f"that of {self.what} is {self.scaling_factor}: set it in {about.folder / 'vae' / 'config.json'}"
+            )
+        self.check_text(about)
         self.schedule(about.scheduler)
+
+    @abstractmethod
+    def check_text(self, about: Description) -> None:
+        """Raise UsageError when the UNet does not take what the text encoders give."""
+
+    def check_width(self, about: Description, given: int) -> None:
+        """Raise UsageError when the UNet attends to text of another width than the encoders' together."""
+        width = about.configs[self.network].get("cross_attention_dim") or 1280  # diffusers' own default
+        if set(width if isinstance(width, list) else [width]) != {given}:
+            raise UsageError(
+                f"the UNet of {about.source} takes text of width {width}, but its text encoders give {given}: they do not "
+                "belong together. Copy the encoders of the model that the UNet was made from"
+            )
+
+    def unusual_schedule(self, schedule: NoiseSchedule, t_init: int) -> str | None:
+        return compare(schedule, ddpm_schedule(PUBLISHED), t_init)
 
     def check_teacher(self, about: Description) -> None:
         names = [

@@ -71,6 +71,7 @@ class Engine:
             guidance=config.guidance,
             alpha=config.alpha,
             two_stage=config.two_stage,
+            t_range=(config.t_min, config.t_max),
         )
         ema_device = torch.device("cpu") if config.ema_device == "cpu" else None
         return cls(

@@ -9,6 +9,7 @@ import torch
 
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError
+from sidlsg.method.statistics import reference_loss, score_gap
 from sidlsg.method.update import Stats
 
 Window = list[tuple[Stats, Stats]]  # of the fake score's and the generator's update, by iteration
@@ -16,13 +17,18 @@ Window = list[tuple[Stats, Stats]]  # of the fake score's and the generator's up
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over a window of iterations: both losses, mean and standard deviation of x_g; and samples left out in all."""
+    """A window of iterations: means of both losses, of mean and standard deviation of x_g, and of the gradients' norms; samples
+    left out in all; and what the generator's update says of both score networks (``method/statistics.py``)."""
 
     loss_fake: float
     loss_generator: float
     skipped: int
     x_mean: float
     x_std: float
+    grad_norm_fake: float
+    grad_norm_generator: float
+    loss_reference: float | None
+    score_gap: list[float | None]
 
     @classmethod
     def of(cls, window: Window) -> Summary:
@@ -33,31 +39,41 @@ class Summary:
             torch.stack([psi.skipped + theta.skipped for psi, theta in window]).sum(),
             torch.stack([theta.x_mean for _, theta in window]).mean(),
             torch.stack([theta.x_std for _, theta in window]).mean(),
+            torch.stack([psi.grad_norm for psi, _ in window]).mean(),
+            torch.stack([theta.grad_norm for _, theta in window]).mean(),
         ]
-        loss_fake, loss_generator, skipped, mean, std = torch.stack(columns).tolist()
-        return cls(loss_fake, loss_generator, int(skipped), mean, std)
+        sums = torch.stack([theta.sums for _, theta in window]).sum(0)
+        loss_fake, loss_generator, skipped, mean, std, fake, generator = torch.stack(columns).tolist()
+        return cls(
+            loss_fake,
+            loss_generator,
+            int(skipped),
+            mean,
+            std,
+            grad_norm_fake=fake,
+            grad_norm_generator=generator,
+            loss_reference=reference_loss(sums),
+            score_gap=score_gap(sums),
+        )
 
     def as_line(self) -> dict[str, Any]:
         """As ``metrics.jsonl`` has it."""
-        return {
-            "loss_fake": self.loss_fake,
-            "loss_generator": self.loss_generator,
-            "skipped_samples": self.skipped,
-            "x_mean": self.x_mean,
-            "x_std": self.x_std,
-        }
+        line = vars(self).copy()
+        return line | {"skipped_samples": line.pop("skipped")}
 
 
-def to_numbers(window: Window) -> list[list[list[float]]]:
+def to_numbers(window: Window) -> list[list[dict[str, Any]]]:
     """A window as plain numbers, for a checkpoint."""
-    return [[torch.stack([*vars(stats).values()]).tolist() for stats in pair] for pair in window]
+    return [[{name: value.tolist() for name, value in vars(stats).items()} for stats in pair] for pair in window]
 
 
-def from_numbers(numbers: list[list[list[float]]], device: torch.device) -> Window:
-    """The window that ``to_numbers`` made them of."""
-    return [
-        (Stats(*torch.tensor(psi, device=device)), Stats(*torch.tensor(theta, device=device))) for psi, theta in numbers
-    ]
+def from_numbers(numbers: list[list[dict[str, Any]]], device: torch.device) -> Window:
+    """The window that ``to_numbers`` made them of; without the iterations of versions that kept other statistics."""
+
+    def stats(values: dict[str, Any]) -> Stats:
+        return Stats(**{name: torch.tensor(value, device=device) for name, value in values.items()})
+
+    return [(stats(psi), stats(theta)) for psi, theta in numbers if isinstance(psi, dict)]
 
 
 def check(window: Window, config: Config, images_seen: int, kept: str) -> Summary:

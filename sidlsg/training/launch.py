@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.data import cache_folder
-from sidlsg.errors import UsageError
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.evaluation.protocol import get_protocol
+from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
 from sidlsg.planning.plan import misfit, plan
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.prompts import PromptFile
-from sidlsg.runs.folder import RunFolder, default_name
+from sidlsg.runs.folder import RunFolder, default_name, settled
 from sidlsg.settings import make_config
 from sidlsg.teachers.prompt_lists import prompt_path
-from sidlsg.teachers.registry import Location, locate
+from sidlsg.teachers.registry import Location, at_hand, locate
 
 DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
@@ -34,6 +37,7 @@ class Job:
         processes: how many the plan is for.
         gpu: the device it is for, when it is a GPU. footprint: of the teacher, as far as it is known.
         problem: why it cannot fit that GPU's memory, and which settings would; None when it does, or nothing is known.
+        notes: what is unusual about it, a sentence each.
     """
 
     config: Config
@@ -46,15 +50,17 @@ class Job:
     gpu: Gpu | None
     footprint: Recognised | None
     problem: str | None
+    notes: tuple[str, ...] = ()
 
     def plan(self) -> RenderableType:
         """What will run, how it is cut up and what it will cost, as tables for a terminal."""
         listed = f"{self.config.prompts} (to be downloaded to {self.prompts_path})"
         if self.prompts is not None:
             listed = repr(self.prompts)
-        return plan(
+        shown = plan(
             self.config, self.preset, self.folder.path, self.teacher, self.footprint, listed, self.processes, self.gpu
         )
+        return Group(*(Text.assemble(("note: ", "yellow"), note) for note in self.notes), shown)
 
     @property
     def complete(self) -> bool:
@@ -79,30 +85,62 @@ def prepare(
     if preset is None:
         teacher = settings.get("teacher", DEFAULT_TEACHER)
         preset = DEFAULT_PRESET if teacher == DEFAULT_TEACHER else preset_here(teacher)
-    config = make_config(preset, settings)
+    config = settled(make_config(preset, settings))
     place = locate(config.teacher)
-    if (
-        place.folder is not None and place.entry is None
-    ):  # what is wrong with it is better said before anything is planned
-        from sidlsg.teachers.loading import check_teacher, describe
-
-        check_teacher(describe(place.folder, config.teacher))
+    folder = RunFolder(user_path(out) if out is not None else Path("runs") / default_name(config, preset))
+    if not dry_run:
+        folder.check(config)
+    get_protocol(config.eval_protocol)
     launched = distributed.launched()
+    notes = [note for note in (place.note, about_teacher(place, config)) if note]
     path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
     gpu = plan_gpu(config, dry_run)
-    found = recognise(place, may_count=gpu is not None)
+    found = recognise(place, config.attention if gpu is not None else None)
+    processes = launched.world if launched.by_torchrun or not dry_run else config.processes
+    planned = replace(config, processes=processes)
     return Job(
         config=config,
         preset=preset,
-        folder=RunFolder(out or Path("runs") / default_name(config, preset)),
+        folder=folder,
         teacher=place,
-        prompts=None if to_download else PromptFile(path),
+        prompts=None if to_download else PromptFile(path, column=config.caption_column),
         prompts_path=path,
-        processes=launched.world if launched.by_torchrun or not dry_run else config.processes,
+        processes=processes,
         gpu=gpu,
         footprint=found,
-        problem=None if gpu is None else misfit(config, found.footprint if found else None, gpu),
+        problem=None if gpu is None else misfit(planned, found.footprint if found else None, gpu),
+        notes=tuple(notes),
     )
+
+
+def about_teacher(place: Location, config: Config) -> str | None:
+    """Check what the configurations of a teacher that is at hand say, better before anything is planned than when it is loaded.
+
+    Returns what is unusual about its schedule. Raises UsageError for what is no teacher, or has no such timesteps.
+    """
+    if place.entry is not None and place.entry.folder is not None:
+        return None
+    folder = at_hand(place)
+    if folder is None:
+        return None
+    from sidlsg.teachers.loading import check_teacher, describe
+
+    try:
+        about = describe(folder, config.teacher)
+    except UsageError:
+        raise
+    except SidlsgError:
+        if place.folder is None:  # a snapshot in part; what it lacks is still to be downloaded
+            return None
+        raise
+    check_teacher(about)
+    schedule, last = about.family.schedule(about.scheduler), max(config.t_init, config.t_max)
+    if last >= len(schedule):
+        raise UsageError(
+            f"the schedule of {about.source} has {len(schedule)} timesteps, of which t_init is {config.t_init} and t_max "
+            f"{config.t_max}: give both below {len(schedule)} in the preset"
+        )
+    return about.family.unusual_schedule(schedule, config.t_init)
 
 
 def launch(job: Job, console: Console | None = None, force: bool = False) -> RunFolder:
@@ -155,8 +193,9 @@ def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
 
     A GPU that the table lacks is known by its memory only: no estimate of time.
     """
+    planned = get_gpu(config.gpu) if config.gpu else None
     if dry_run:
-        return get_gpu(config.gpu) if config.gpu else None
+        return planned
     from sidlsg.devices import pick_device
 
     device = pick_device(config.device, distributed.launched().local_rank)

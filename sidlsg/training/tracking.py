@@ -13,6 +13,7 @@ from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.distributed import Processes
 from sidlsg.errors import UsageError
+from sidlsg.evaluation.comparable import Made, deviations, fixed_by
 from sidlsg.evaluation.protocol import Protocol, get_protocol
 from sidlsg.evaluation.reference import BENCH, load_reference
 from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
@@ -45,7 +46,8 @@ class Tracker:
 
     The processes share the drawing and encoding; the main one computes the scores.
 
-    Raises UsageError or SidlsgError, before the run starts, when the reference or a weights file is missing.
+    ``warnings`` says why the scores are not comparable with published ones. Raises UsageError or SidlsgError, before the run
+    starts, when the reference or a weights file is missing, or ``eval_images`` is more than the protocol has captions.
     """
 
     def __init__(self, config: Config, device: torch.device, processes: Processes) -> None:
@@ -66,8 +68,19 @@ class Tracker:
             assert path is not None and config.eval_reference is not None
             captions = PromptFile(path)
             self.reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
-        self.captions = list(captions)[: config.eval_images]
+        if config.eval_images > len(captions):
+            raise UsageError(
+                f"eval_images is {config.eval_images:,}, but the protocol {self.protocol.name} has {len(captions):,} captions"
+            )
+        self.captions, self.pictures = list(captions), config.eval_images
+        made = Made(self.pictures, reference=self.reference.moments.count, weights=self.scorer.weights)
+        self.warnings = deviations(made, fixed_by(self.protocol), self.protocol.name) if processes.main else []
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What stands beside the scores in every line: protocol, number of pictures, and how they deviate from the protocol."""
+        return {"protocol": self.protocol.name, "pictures": self.pictures, "warnings": self.warnings}
 
     @property
     def key(self) -> str:
@@ -83,7 +96,7 @@ class Tracker:
 
         Returns the scores on the main process, an empty dict on the others.
         """
-        mine = list(range(len(self.captions)))[self.processes.rank :: self.processes.world]
+        mine = list(range(self.pictures))[self.processes.rank :: self.processes.world]
         parts = []
         self.scorer.to(self.device)
         for start in range(0, len(mine), CHUNK):
@@ -101,7 +114,7 @@ class Tracker:
         try:
             if not self.processes.main:
                 return {}
-            pairs = [(i, i) for i in range(len(self.captions))]
+            pairs = [(i, i) for i in range(self.pictures)]
             return self.scorer.score(encoded, self.reference, self.captions, pairs)
         finally:
             self.scorer.to(torch.device("cpu"))

@@ -93,7 +93,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest()
+        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"))
         if loaded is None:
             return False
         tensors, state, warnings = loaded
@@ -156,7 +156,7 @@ class Trainer:
             self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
         else:
             if self.processes.main:
-                if self.folder.metrics.is_file():
+                if self.folder.begun:
                     self.console.print(
                         f"[yellow]note:[/] there is no checkpoint in {escape(str(self.checkpoints.folder))}: the run that was "
                         "here before starts again from 0 images",
@@ -166,6 +166,8 @@ class Trainer:
             self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
             self.grid()
             self.track(-1)
+        for text in self.tracker.warnings if self.tracker else []:
+            self.console.print(f"[yellow]note:[/] scores while training: {escape(text)}", highlight=False)
         if config.compile:
             self.engine.compile()
         grids = grid_places(config.images, config.batch)
@@ -262,7 +264,7 @@ class Trainer:
             )
         if self.processes.main:
             earlier = read_metrics(self.folder.scores) if self.folder.scores.is_file() else []
-            line = {"images_seen": self.images_seen, "protocol": tracker.protocol.name} | scores
+            line = {"images_seen": self.images_seen} | tracker.about | scores
             with self.folder.scores.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
