@@ -56,7 +56,7 @@ def phases(config: Config, size: Footprint) -> tuple[Phase, ...]:
 
 
 def preflight_phase(config: Config, size: Footprint) -> Phase:
-    """The checks before the first update: whole gradients of one sample, without compilation and optimiser state.
+    """The checks before the first update: whole gradients of one sample, without compilation.
 
     The gradient through plain attention is not in it: the check leaves that one out where memory is short.
     """
@@ -64,7 +64,7 @@ def preflight_phase(config: Config, size: Footprint) -> Phase:
     kinds = _Passes(replace(config, compile=False), size)
     scores = [(kinds.teacher, 2), (kinds.frozen, network_passes(k4))]  # kappa4 is raised, so the teacher is guided
     moment = _fullest(_through(kinds["probed"], scores, config.two_stage, kinds.drawn), 1)
-    return _phase("pre-flight", {"weights": _weights(config, size), **_beside(config, size)}, moment, 1)
+    return _phase("pre-flight", _resting(config, size), moment, 1)
 
 
 def fake_score_phase(config: Config, size: Footprint) -> Phase:
