@@ -259,7 +259,8 @@ def count_compiled_pass(
     """The memory of one pass under ``torch.compile``, by the graph that torch's own partitioner makes of the forward pass.
 
     Nothing is computed and no code is generated; weights are allocated, and not touched, on the CPU, where tracing needs them.
-    Generated code fuses most temporaries away, so what is kept stands for the fullest moments as well.
+    Generated code fuses most temporaries away: what is kept stands for the fullest moment of the forward pass, and together with
+    the gradient of the largest tensor that is kept for that of the backward pass.
     """
     from torch._inductor.compile_fx import compile_fx
 
@@ -270,7 +271,7 @@ def count_compiled_pass(
     if checkpointed:
         network.enable_gradient_checkpointing()
     x, t, c = example_inputs(network, family, SAMPLES[0], dtype)
-    found: list[Moment] = []
+    found: list[tuple[Moment, float]] = []
 
     def seen(graph: Any, inputs: Any, *, static_input_idxs: Sequence[int] = (), **_: Any) -> Any:
         nodes = list(graph.graph.nodes)
@@ -288,7 +289,8 @@ def count_compiled_pass(
             if isinstance(value, Tensor) and source.op == "call_function":
                 kept[source] = value.untyped_storage().nbytes() if source is node else value.nbytes
         fixed = sum(size for node, size in kept.items() if node in of_weights)
-        found.append(Moment((sum(kept.values()) - fixed) / SAMPLES[0] / GIB, fixed / GIB))
+        largest = max(size for node, size in kept.items() if node not in of_weights)
+        found.append((Moment((sum(kept.values()) - fixed) / SAMPLES[0] / GIB, fixed / GIB), largest / SAMPLES[0] / GIB))
         raise _Enough
 
     def backend(module: Any, inputs: Any) -> Any:
@@ -304,8 +306,8 @@ def count_compiled_pass(
     except Exception:  # dynamo wraps what a backend raises
         if not found:
             raise
-    (kept,) = found
-    return Pass((kept,), kept, (kept,))
+    ((kept, largest),) = found
+    return Pass((kept,), kept, (Moment(kept.sample + largest, kept.fixed),))
 
 
 def count_decoding(vae: Any, family: Family, shape: tuple[int, int, int]) -> tuple[Moment, ...]:
@@ -408,8 +410,8 @@ def compiled_passes(name: str, precisions: Sequence[str], attention: str) -> dic
             for kind in ("trained", "frozen")
         }
         if precision == "bf16":  # weights that are stored in 16 bits need no casts
-            kept = Moment(kinds["frozen"].kept.sample)
-            kinds["half"] = Pass((kept,), kept, (kept,))
+            kept, back = (Moment(moment.sample) for moment in (kinds["frozen"].kept, *kinds["frozen"].backward))
+            kinds["half"] = Pass((kept,), kept, (back,))
         found[way(precision, attention, checkpointed, True)] = kinds
     return found
 

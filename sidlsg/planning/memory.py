@@ -18,8 +18,10 @@ from sidlsg.planning.footprint import GIB, Footprint, Moment, Pass, way
 OVERHEAD = 1.0
 # Elements that the optimiser updates at once (``method/optim.py``).
 CHUNK = 2**26
-# PyTorch rounds each pinned block up to a power of two, which makes 1.21 of SD1.5's weights and 1.31 of SDXL's.
-PINNED = 1.31
+# PyTorch rounds each pinned block, of up to CHUNK elements, up to a power of two: up to 1.17 times what the networks here need.
+PINNED = 1.17
+# GiB of the two pinned buffers through which the pieces of an average on the CPU arrive (``method/ema.py``).
+ARRIVING = 2 * 0.125
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def phases(config: Config, size: Footprint) -> tuple[Phase, ...]:
 
 
 def preflight_phase(config: Config, size: Footprint) -> Phase:
-    """The checks before the first update: whole gradients of one sample, without compilation and optimiser state.
+    """The checks before the first update: whole gradients of one sample, without compilation.
 
     The gradient through plain attention is not in it: the check leaves that one out where memory is short.
     """
@@ -64,7 +66,7 @@ def preflight_phase(config: Config, size: Footprint) -> Phase:
     kinds = _Passes(replace(config, compile=False), size)
     scores = [(kinds.teacher, 2), (kinds.frozen, network_passes(k4))]  # kappa4 is raised, so the teacher is guided
     moment = _fullest(_through(kinds["probed"], scores, config.two_stage, kinds.drawn), 1)
-    return _phase("pre-flight", {"weights": _weights(config, size), **_beside(config, size)}, moment, 1)
+    return _phase("pre-flight", _resting(config, size), moment, 1)
 
 
 def fake_score_phase(config: Config, size: Footprint) -> Phase:
@@ -262,7 +264,7 @@ def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:
         lines["optimizer"] = 2 * PINNED * full
     if config.ema and config.ema_device == "cpu":
         lines["average"] = average
-        lines["a copy of the generator"] = average  # on its way into the average
+        lines["two pieces of the generator"] = ARRIVING
     lines["a copy while saving"] = average if config.ema else full
     return lines
 
