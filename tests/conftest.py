@@ -243,7 +243,7 @@ def one_line(err: str, *parts: str) -> None:
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, asyncio.run() is refused in this thread
 def browser() -> Iterator[Any]:
     """Headless Chromium; without one, tests that need it are skipped."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)

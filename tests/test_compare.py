@@ -46,6 +46,12 @@ def test_every_picture_is_in_its_row_and_column_at_its_size() -> None:
         assert labels[row[1] : row[3]].min() < 60  # something is written beside each
 
 
+def test_a_prompt_that_is_no_unicode_is_refused_before_a_model_is_loaded(run) -> None:
+    code, _, err = run("compare", "caf\udce9", "--models", "emoji-student", "--device", "cpu")
+    assert code == 2
+    one_line(err, r"'caf\udce9' is not valid Unicode")
+
+
 def test_pictures_of_other_sizes_fill_the_cell() -> None:
     rows = [Row([plain((255, 0, 0), (200, 200))], "large"), Row([plain((0, 0, 255), (50, 50))], "small")]
     sheet = labelled_grid([Block(rows)], ["seed 0"])

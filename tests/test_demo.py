@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
-import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -161,26 +159,6 @@ def test_mistakes_in_the_command(run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------------
-
-NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium. Without one these tests are skipped, except where SIDLSG_BROWSER=required says that it must be there."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    why = "" if found else f"no browser: none of {', '.join(NAMES)} is installed"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        why = "no playwright: pip install playwright"
-    if why:
-        assert os.environ.get("SIDLSG_BROWSER") != "required", why
-        pytest.skip(why)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -394,10 +394,17 @@ def test_small_grids_are_kept_to_the_pixel(tmp_path: Path) -> None:
     assert (found.note, found.prompts, found.pictures[0].sharp) == ("", ("red heart", "cat face"), True)
 
 
-def test_the_teachers_pictures_stand_beside(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    save_png(Image.new("RGB", (40, 40)), folder / "samples" / "teacher.png")
-    assert "drawn by the teacher" in build([read_run(folder)])
+def test_the_teachers_pictures_stand_beside_once_for_runs_of_one_teacher(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("one", "same", "other", "none")]
+    for folder, colour in zip(runs, ("red", "red", "blue"), strict=False):
+        save_png(Image.new("RGB", (40, 40), colour), folder / "samples" / "teacher.png")
+    found = [read_run(folder) for folder in runs]
+    assert [build(some).count("drawn by the teacher") for some in (found[:1], found[:2], found[:3], found[3:])] == [
+        1,
+        1,
+        2,
+        0,
+    ]
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------------

@@ -70,10 +70,14 @@ def compare(
 
     from sidlsg.benchmark import comparison
     from sidlsg.sampling.pictures import free_path, save_png
+    from sidlsg.teachers.registry import locate
 
+    contenders = [comparison.Contender.parse(name) for name in names]
+    for contender in contenders:
+        note(locate(contender.model).note)
     found = comparison.compare(
         texts,
-        [comparison.Contender.parse(name) for name in names],
+        contenders,
         numbers,
         options=comparison.Options(steps, guidance, sampler),
         batch=batch,

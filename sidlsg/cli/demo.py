@@ -46,11 +46,14 @@ def demo(
     except ImportError as error:
         raise UsageError(f'the demo needs {error.name}: pip install "sidlsg[demo]"') from None
     from sidlsg.demo.studio import Studio
+    from sidlsg.teachers.registry import locate
     from sidlsg.terminal import note
 
     with listen(host, port) as listening:
         studio = Studio(model or ["emoji-student"], device, precision)
         shown, bound = listening.getsockname()[:2]
+        for contender in studio.contenders:
+            note(locate(contender.model).note)
         print(f"http://{shown}:{bound}/", flush=True)
         note("Ctrl-C ends it.", label="")
         serve(studio, host, listening)
