@@ -394,6 +394,14 @@ def test_small_grids_are_kept_to_the_pixel(tmp_path: Path) -> None:
     assert (found.note, found.prompts, found.pictures[0].sharp) == ("", ("red heart", "cat face"), True)
 
 
+def test_a_grid_that_is_drawn_anew_is_shown_anew(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", grids=1))
+    before = pictures.load_grids([run])[0].pictures[0]
+    save_png(Image.new("RGB", (40, 40), "red"), run.grids[0][1])
+    os.utime(run.grids[0][1], (1, 1))
+    assert pictures.load_grids([run])[0].pictures[0].uri != before.uri
+
+
 def test_the_teachers_pictures_stand_beside_once_for_runs_of_one_teacher(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("one", "same", "other", "none")]
     for folder, colour in zip(runs, ("red", "red", "blue"), strict=False):

@@ -139,7 +139,7 @@ def test_a_run_ends_with_where_everything_is(run, tiny_teacher: Path, prompt_fil
     assert lines["score"] == "sidlsg eval --model 'a run'"
     page = Path("a run", "report.html")
     assert out.splitlines()[-1] == f"Open {page} in a browser: it shows whether this works."
-    assert 'data-seen="16"' in page.read_text(encoding="utf-8")
+    assert "a run · finished" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

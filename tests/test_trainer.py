@@ -480,6 +480,19 @@ def test_a_report_that_cannot_be_written_is_said_and_the_run_goes_on(
     assert "warning: the run goes on without its report:" in capsys.readouterr().out
 
 
+def test_the_report_is_written_anew_with_every_grid(tiny_teacher, tmp_path, prompt_file) -> None:
+    built, pages = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompt_file), []
+    iterate = built.iterate
+
+    def look() -> None:
+        pages.append(built.folder.report.read_text(encoding="utf-8").count("data-seen="))
+        iterate()
+
+    built.iterate = look
+    built.run()
+    assert pages == [1, 2, 3]
+
+
 def test_a_diverged_run_has_a_report_that_says_so(tiny_teacher, tmp_path, prompt_file) -> None:
     with pytest.raises(SidlsgError, match="latent"):
         trainer(config_for(tiny_teacher, latent_std=(1e-6, 1e-5)), tmp_path / "run", prompt_file).run()
