@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -431,6 +432,29 @@ def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, promp
     prompt_file.write_text("another prompt\n", encoding="utf-8")
     with pytest.raises(UsageError, match="not the prompt file this run was started with"):
         trainer(config_for(tiny_teacher, images=32), tmp_path / "run", prompt_file).run()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak of the resident size")
+def test_the_peak_in_metrics_is_that_of_the_updates(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that of the pre-flight check or of a grid, which each take half a GiB more here; the run prints the pre-flight's."""
+    _, prompts = unbroken
+
+    def large(report: str) -> str:
+        torch.ones(2**27)
+        return report
+
+    monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
+    subject = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts)
+    subject.console = Console(width=400)
+    grid = subject.grid
+    monkeypatch.setattr(subject, "grid", lambda: large(grid()))
+    subject.run()
+    printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
+    peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(peaks) == 3
+    assert float(printed[1]) - max(peaks) > 0.4
 
 
 def test_divergence_stops_with_the_reason(unbroken, tiny_teacher, tmp_path) -> None:

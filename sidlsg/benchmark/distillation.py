@@ -16,9 +16,9 @@ from rich.console import Console
 
 from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset, device_facts
 from sidlsg.benchmark.report import write_bench
-from sidlsg.benchmark.timing import PeakMemory, Timing, gemm_tflops, timed
+from sidlsg.benchmark.timing import Timing, gemm_tflops, timed
 from sidlsg.config import Config
-from sidlsg.devices import DTYPES
+from sidlsg.devices import DTYPES, PeakMemory
 from sidlsg.method import draws
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.planning.cost import forward_equivalents

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from sidlsg import distributed
 from sidlsg.config import FREE_FIELDS, Config
-from sidlsg.devices import peak_memory, pick_device
+from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
@@ -58,6 +58,7 @@ class Trainer:
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
         self.engine = Engine.build(config, teacher, self.device)
+        self.memory = PeakMemory(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
         self.window: Window = []  # iterations since the last line of metrics
         if self.processes.main:
@@ -163,7 +164,8 @@ class Trainer:
                         highlight=False,
                     )
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
-            self.console.print(preflight(self.engine, self.prompts[0]), highlight=False)
+            found = preflight(self.engine, self.prompts[0])
+            self.console.print(f"{found}; peak memory {self.memory.read()[0]:.2f} GiB", highlight=False)
             self.grid()
             self.track(-1)
         for text in self.tracker.warnings if self.tracker else []:
@@ -171,6 +173,7 @@ class Trainer:
         if config.compile:
             self.engine.compile()
         grids = grid_places(config.images, config.batch)
+        self.memory.reset()
         begun, logged, saved = time.monotonic(), self.images_seen, time.monotonic()
         self.console.print(NOTE, highlight=False, style="dim")
         if config.precision == "fp16":
@@ -182,13 +185,14 @@ class Trainer:
                 crossed, last = _crossed(before, self.images_seen), self.images_seen >= config.images
                 if progress.due():
                     psi, theta = self.window[-1]
-                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
+                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), self.memory.read()[0])
                 if crossed(config.log_every) or last:
                     seconds = time.monotonic() - begun
                     self.log(self.check(), (self.images_seen - logged) / seconds)
                     self.window, begun, logged = [], time.monotonic(), self.images_seen
                 if any(before < at <= self.images_seen for at in grids):
                     self.grid()
+                    self.memory.reset()
                 begun += self.track(before)
                 late = (
                     config.checkpoint_minutes is not None and time.monotonic() - saved >= 60 * config.checkpoint_minutes
@@ -236,7 +240,7 @@ class Trainer:
             "images_seen": self.images_seen,
             **found.as_line(),
             "images_per_second": round(rate, 3),
-            "peak_gib": round(peak_memory(self.device), 3),
+            "peak_gib": round(self.memory.read()[0], 3),
         }
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -272,6 +276,7 @@ class Trainer:
             self.console.print(f"{self.images_seen:,} images: {shown}", highlight=False, soft_wrap=True)
             if before >= 0 and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
                 write_student(self.engine, self.folder.best, self.images_seen, self.prompts.sha256, scores)
+        self.memory.reset()
         return time.monotonic() - begun
 
 
