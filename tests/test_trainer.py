@@ -448,8 +448,7 @@ def test_the_peak_in_metrics_is_that_of_the_updates(
     monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
     subject = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts)
     subject.console = Console(width=400)
-    grid = subject.grid
-    monkeypatch.setattr(subject, "grid", lambda: large(grid()))
+    monkeypatch.setattr("sidlsg.training.trainer.draw_grid", lambda *_: large("drawn"))
     subject.run()
     printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
     peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from sidlsg.formats import duration
+from sidlsg.training.due import Clock
 
 NOTE = (
     "The generator loss oscillates around zero by design and says nothing about quality: "
@@ -38,13 +38,12 @@ class RunConsole(Console):
 class RunProgress:
     """Shows images seen, images/s, time left, both losses and peak memory. Use as a context manager.
 
-    ``due()`` says whether an update is wanted, so that the caller reads values from the GPU only then.
+    ``due`` says whether an update is wanted, so that the caller reads values from the GPU only then.
     """
 
     def __init__(self, console: Console, total: int, start: int) -> None:
         self.console, self.total, self.start = console, total, start
-        self.every = 1.0 if console.is_terminal else 5.0
-        self._begun = self._last = time.monotonic()
+        self._running, self._shown = Clock(), Clock(1.0 if console.is_terminal else 5.0)
         self._bar: Progress | None = None
 
     def __enter__(self) -> RunProgress:
@@ -61,13 +60,14 @@ class RunProgress:
         if self._bar:
             self._bar.stop()
 
+    @property
     def due(self) -> bool:
-        return time.monotonic() - self._last >= self.every
+        return self._shown.due
 
     def update(self, images_seen: int, loss_fake: float, loss_generator: float, peak_gib: float) -> None:
         """Show one line; losses are summed over C, H, W and averaged over the batch."""
-        self._last = time.monotonic()
-        rate = (images_seen - self.start) / max(1e-9, self._last - self._begun)
+        self._shown.restart()
+        rate = (images_seen - self.start) / max(1e-9, self._running.passed)
         left = duration((self.total - images_seen) / rate) if rate > 0 else "?"
         text = (
             f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {left} left  "

@@ -7,8 +7,7 @@ the weights and the optimiser's state.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import math
 from contextlib import nullcontext
 
 import torch
@@ -25,13 +24,14 @@ from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
+from sidlsg.training.due import Clock, Due
 from sidlsg.training.engine import Engine, stored_dtype
 from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import stop_signals
-from sidlsg.training.tracking import Tracker, draw_curves, due
+from sidlsg.training.tracking import Tracker, draw_curves, score_places
 from sidlsg.version import __version__
 
 
@@ -72,7 +72,10 @@ class Trainer:
     # -- state --------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when it is not finite."""
+        """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when the run is no longer sane or
+        the state not finite."""
+        if self.window:
+            self.check()  # a checkpoint of a diverged run would only hide the good one before
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
         if not self.engine.finite():
@@ -147,10 +150,13 @@ class Trainer:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
         when another process trains in this folder."""
         with self.folder.locked() if self.processes.main else nullcontext():
-            self._run()
+            self.begin()
+            self.train()
+            if self.processes.main:
+                write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
 
-    def _run(self) -> None:
-        config = self.config
+    def begin(self) -> None:
+        """Resume; or check the networks, and draw and score what the untrained generator gives."""
         resumed = self.resume()
         self.agree()
         if resumed:
@@ -167,46 +173,45 @@ class Trainer:
             found = preflight(self.engine, self.prompts[0])
             self.console.print(f"{found}; peak memory {self.memory.read()[0]:.2f} GiB", highlight=False)
             self.grid()
-            self.track(-1)
+            self.score(first=True)
         for text in self.tracker.warnings if self.tracker else []:
             self.console.print(f"[yellow]note:[/] scores while training: {escape(text)}", highlight=False)
+        if self.config.precision == "fp16":
+            self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
+        self.console.print(NOTE, highlight=False, style="dim")
+
+    def train(self) -> None:
+        """Iterate to ``config.images``, with all that is due on the way."""
+        config = self.config
         if config.compile:
             self.engine.compile()
-        grids = grid_places(config.images, config.batch)
+        grids, scores = grid_places(config.images, config.batch), score_places(config)
+        since_saved = Clock(math.inf if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes)
+        since_logged, logged = Clock(), self.images_seen
         self.memory.reset()
-        begun, logged, saved = time.monotonic(), self.images_seen, time.monotonic()
-        self.console.print(NOTE, highlight=False, style="dim")
-        if config.precision == "fp16":
-            self.console.print(f"[yellow]warning:[/] {FP16_NOTE}", highlight=False)
         with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals() as stop:
             while self.images_seen < config.images:
                 before = self.images_seen
                 self.iterate()
-                crossed, last = _crossed(before, self.images_seen), self.images_seen >= config.images
-                if progress.due():
+                due, last = Due(before, self.images_seen), self.images_seen >= config.images
+                if progress.due:
                     psi, theta = self.window[-1]
                     progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), self.memory.read()[0])
-                if crossed(config.log_every) or last:
-                    seconds = time.monotonic() - begun
-                    self.log(self.check(), (self.images_seen - logged) / seconds)
-                    self.window, begun, logged = [], time.monotonic(), self.images_seen
-                if any(before < at <= self.images_seen for at in grids):
+                if due.every(config.log_every) or last:
+                    self.log(self.check(), (self.images_seen - logged) / since_logged.passed)
+                    self.window, logged = [], self.images_seen
+                    since_logged.restart()
+                if due.any_of(grids):
                     self.grid()
-                    self.memory.reset()
-                begun += self.track(before)
-                late = (
-                    config.checkpoint_minutes is not None and time.monotonic() - saved >= 60 * config.checkpoint_minutes
-                )
-                stopping, late = distributed.any_process(stop.is_set(), late)
-                if crossed(config.checkpoint_every) or late or stopping or last:
-                    if self.window:
-                        self.check()  # a checkpoint of a diverged run would only hide the good one before
+                if due.any_of(scores):
+                    with since_logged.halted():
+                        self.score()
+                stopping, late = distributed.any_process(stop.is_set(), since_saved.due)
+                if due.every(config.checkpoint_every) or late or stopping or last:
                     self.save()
-                    saved = time.monotonic()
+                    since_saved.restart()
                 if stopping and not last:
                     raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
-        if self.processes.main:
-            write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
 
     def iterate(self) -> None:
         """One iteration of Algorithm 1 with its average; its statistics join the window."""
@@ -250,36 +255,28 @@ class Trainer:
         if self.processes.main:
             path = self.folder.samples / f"{self.images_seen:012d}.png"
             draw_grid(self.engine, self.grid_prompts, self.images_seen, path)
+        self.memory.reset()
 
-    def track(self, before: int) -> float:
-        """Score the student when that is due since ``before`` images (-1: the start); returns the seconds it took.
+    def score(self, first: bool = False) -> None:
+        """Score the student, where that is wanted: append to scores.jsonl and redraw curves.png.
 
-        Appends to scores.jsonl, redraws curves.png and, when the distance is the smallest so far, writes best/.
+        When the distance is the smallest so far, write best/; not at ``first``, when the generator is untrained.
         """
-        config, tracker, begun = self.config, self.tracker, time.monotonic()
-        if tracker is None or config.eval_every is None:
-            return 0.0
-        last = self.images_seen >= config.images
-        if not (before < 0 or last or due(before, self.images_seen, config.eval_every, config.batch)):
-            return 0.0
+        tracker, folder = self.tracker, self.folder
+        if tracker is None:
+            return
         with self.engine.averaged():
             scores = tracker(
                 lambda z, prompts: draw_pictures(self.engine, z, prompts), self.engine.teacher.latent_shape
             )
         if self.processes.main:
-            earlier = read_metrics(self.folder.scores) if self.folder.scores.is_file() else []
+            earlier = read_metrics(folder.scores) if folder.scores.is_file() else []
             line = {"images_seen": self.images_seen} | tracker.about | scores
-            with self.folder.scores.open("a", encoding="utf-8") as file:
+            with folder.scores.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
+            draw_curves([*earlier, line], folder.curves, tracker.protocol.distance)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             self.console.print(f"{self.images_seen:,} images: {shown}", highlight=False, soft_wrap=True)
-            if before >= 0 and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
-                write_student(self.engine, self.folder.best, self.images_seen, self.prompts.sha256, scores)
+            if not first and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
+                write_student(self.engine, folder.best, self.images_seen, self.prompts.sha256, scores)
         self.memory.reset()
-        return time.monotonic() - begun
-
-
-def _crossed(before: int, after: int) -> Callable[[int], bool]:
-    """Whether a multiple of ``every`` lies in (before, after]."""
-    return lambda every: after // every > before // every
