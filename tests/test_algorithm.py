@@ -19,7 +19,7 @@ from sidlsg.method.losses import fake_score_loss, generator_loss
 from sidlsg.method.optim import LeanAdam
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.method.statistics import reference_loss, score_gap
-from sidlsg.method.update import Losses, NetworkUpdate
+from sidlsg.method.update import Losses, NetworkUpdate, sum_in_buckets
 from sidlsg.teachers.schedules import ddpm_schedule
 
 KAPPAS = {
@@ -280,6 +280,38 @@ def test_lean_adam_equals_torch_adam_bit_for_bit(dtype: torch.dtype, eps: float)
         adam.step()
         for p, q in zip(ours, theirs, strict=True):
             assert torch.equal(p, q)
+
+
+def test_processes_exchange_a_few_large_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one dtype and at most BUCKET elements (or one tensor); every tensor gets its own sum back, whatever its layout."""
+    monkeypatch.setattr("sidlsg.method.update.BUCKET", 1000)
+    shapes = [(8, 4, 3, 3), (8,), (40, 30), (5, 1), (16, 7)]
+    tensors = [torch.randn(shape) for shape in shapes] + [torch.randn(9).half(), torch.randn(3).half()]
+    tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    expected, sent = [3 * tensor for tensor in tensors], []
+
+    def reduce(bucket: torch.Tensor) -> None:
+        sent.append((bucket.dtype, bucket.numel()))
+        bucket.mul_(3)
+
+    sum_in_buckets(tensors, reduce)
+    assert sent == [(torch.float32, 296), (torch.float32, 1200), (torch.float32, 117), (torch.float16, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+
+
+def test_gradients_and_statistics_are_summed_over_the_processes() -> None:
+    """Two processes with the same samples: the gradient that reaches the optimiser, and the sums, are twice one's."""
+    gradients, losses = [], []
+    for reduce in (None, lambda bucket: bucket.mul_(2)):
+        setup = Setup()
+        setup.disturb()
+        setup.update_psi.reduce = reduce
+        setup.update_psi.optimizer.step = lambda setup=setup: gradients.append(  # type: ignore[method-assign, assignment]
+            torch.cat([p.grad.flatten() for p in setup.psi.parameters()])
+        )
+        losses.append(update_fake_score(setup.nets, setup.update_psi, draws(2), 4).loss)
+    assert torch.equal(gradients[1], 2 * gradients[0])
+    assert torch.equal(losses[1], 2 * losses[0])
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16])

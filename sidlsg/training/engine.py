@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.devices import DTYPES
-from sidlsg.distributed import all_reduce_sum
 from sidlsg.errors import SidlsgError
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch, Networks, train_iteration
@@ -168,7 +168,8 @@ def _update(config: Config, net: nn.Module, clip_value: float | None) -> Network
         adam: LeanAdam | FullAdam = LeanAdam(net.parameters(), offload=config.offload_optimizer, **options)
     else:
         adam = FullAdam(net.parameters(), **options)
-    return NetworkUpdate(net, adam, config.batch, clip_value, all_reduce_sum)
+    reduce = distributed.all_reduce_sum if distributed.started() else None
+    return NetworkUpdate(net, adam, config.batch, clip_value, reduce)
 
 
 def configure_network(network: Any, config: Config) -> str:
