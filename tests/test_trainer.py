@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
-from sidlsg.method.condition import Condition
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
+from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
 
@@ -354,32 +356,77 @@ def test_grids_come_at_the_papers_spacing_from_step_zero(unbroken, tiny_teacher)
     assert Image.open(run / "samples" / "000000000000.png").size == (2 * 8 + 2, 2 * 8 + 2)
 
 
-def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(unbroken, tiny_teacher, tmp_path) -> None:
+def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher, drop_prompt=0.5), tmp_path / "run", prompts)
-    used: list[list[str]] = []
+    used: list[str] = []
     encode = subject.engine.encode
-
-    def spy(texts: list[str]) -> Condition:
-        used.append(list(texts))
-        return encode(texts)
-
-    spy.empty = encode.empty  # type: ignore[attr-defined]
-    subject.engine.encode = spy  # type: ignore[assignment]
+    tokens = encode.tokens
+    monkeypatch.setattr(encode, "tokens", lambda texts: used.extend(texts) or tokens(texts))
     lines = PromptFile(prompts)
     stream = [lines[i] for i in draws.PromptOrder(len(lines), 0)(0, 32)]
     dropped = 0
-    for start in (0, 16):
-        psi = subject.draw(draws.FAKE_SCORE)
-        theta = subject.draw(draws.GENERATOR)
-        assert used[-2] + used[-1] == stream[start : start + 16]
+    for start in (0, 8):
+        psi, theta = map(subject.engine.send, subject.draw(start))
+        assert used == stream[: 2 * start + 16]
         dropped += sum(torch.equal(c, encode.empty["text"][0]) for c in psi.c["text"])
         assert not any(torch.equal(c, encode.empty["text"][0]) for c in theta.c["text"])
-        subject.images_seen += 8
     assert 3 <= dropped <= 13
     assert Config(drop_when="guided", kappa=(1, 1, 1, 3)).drops_prompts is False
     assert Config(drop_when="guided", kappa=(2, 1, 1, 1)).drops_prompts is True
     assert Config(drop_when="always", kappa=(1, 1, 1, 3)).drops_prompts is True
+
+
+def test_the_next_iteration_is_drawn_while_this_one_runs(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, each place once, and nothing beyond the end. The run is the one whose draws are made when needed."""
+    run, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    drawn: list[int] = []
+    draw, iterate = subject.drawn._make, subject.engine.iterate
+
+    def noted(place: int) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        drawn.append(place)
+        return draw(place)
+
+    def patient(batches: Any, images_seen: int) -> Any:
+        for coming in subject.drawn._coming.values():
+            coming.result(timeout=60)  # does not wait for this iteration
+        assert drawn == list(range(0, min(images_seen + 8, 40) + 1, 8))
+        return iterate(batches, images_seen)
+
+    monkeypatch.setattr(subject.drawn, "_make", noted)
+    monkeypatch.setattr(subject.engine, "iterate", patient)
+    subject.run()
+    assert drawn == [0, 8, 16, 24, 32, 40]
+    assert files(tmp_path / "run" / "student") == files(run / "student")
+
+
+def test_what_cannot_be_drawn_ends_the_run_with_its_reason() -> None:
+    def make(place: int) -> int:
+        if place == 8:
+            raise SidlsgError("the prompts are gone")
+        return place
+
+    drawn = Prefetch(make)
+    assert drawn.take(0, following=8) == 0
+    with pytest.raises(SidlsgError, match="the prompts are gone"):
+        drawn.take(8, following=16)
+    assert drawn.take(24, following=None) == 24  # a place that was not foreseen
+
+
+def test_prompts_are_tokenised_in_two_threads_at_once(tiny_teacher) -> None:
+    """As when a grid is drawn while the next iteration's prompts are prepared."""
+    encode = load_model(str(tiny_teacher), torch.device("cpu")).encoder()
+    texts = [f"prompt number {i}" for i in range(200)]
+    expected = encode.tokens(texts)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(encode.tokens, [texts] * 40))
+    assert all(torch.equal(one[name], expected[name]) for one in found for name in expected)
 
 
 def test_offloaded_state_has_arrived_before_it_is_checked_and_saved(

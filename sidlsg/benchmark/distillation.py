@@ -214,6 +214,8 @@ def measure(
 ) -> Row:
     """Measure whole iterations (draws, text encoding, both updates, average), for one of ``config.batch`` images.
 
+    The draws are part of the time, although a run makes them while the device works on the iteration before.
+
     Args:
         build: makes a fresh model in a given dtype.
         gflop: GFLOP of one forward pass of the network for one sample, for MFU; passes repeated to save memory do not count.
@@ -266,7 +268,8 @@ def _iterations(
     def iterate(images: int) -> None:
         nonlocal seen, drawn
         prompts = [PROMPT.format(seen + i) for i in range(images)]
-        batches = engine.draw(draws.FAKE_SCORE, seen, prompts), engine.draw(draws.GENERATOR, seen, prompts)
+        psi, theta = (engine.draw(update, seen, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
+        batches = engine.send(psi), engine.send(theta)
         drawn = sum(batch.nbytes for batch in batches) / images
         engine.iterate(batches, seen)
         seen += images

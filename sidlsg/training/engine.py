@@ -30,6 +30,21 @@ def stored_dtype(config: Config) -> torch.dtype:
     return DTYPES["fp16"] if config.precision == "fp16" else DTYPES["fp32"]
 
 
+@dataclass(frozen=True)
+class HostBatch:
+    """One update's draws before they reach the device: in pinned memory if it is a GPU, so that the copies make nothing wait.
+
+    z, eps: [B, C, H, W]; t: [B]; tokens: of B prompts, by name; kept: [B] bool, false where the prompt is dropped, or None where
+    none can be.
+    """
+
+    z: Tensor
+    eps: Tensor
+    t: Tensor
+    tokens: dict[str, Tensor]
+    kept: Tensor | None
+
+
 @dataclass
 class Engine:
     """phi, psi and theta with everything that updates them, as the configuration asks."""
@@ -95,8 +110,8 @@ class Engine:
         for network in (self.teacher.network, self.fake, self.generator):
             network.compile(dynamic=False)
 
-    def draw(self, update: int, first: int, prompts: Sequence[str]) -> Batch:
-        """One update's draws for the samples first, first + 1, ... of the run, one a prompt, on the networks' device.
+    def draw(self, update: int, first: int, prompts: Sequence[str]) -> HostBatch:
+        """One update's draws for the samples first, first + 1, ... of the run, one a prompt. Any thread may call it.
 
         Args:
             update: ``draws.FAKE_SCORE``, whose prompts are dropped with the configured probability, or ``draws.GENERATOR``.
@@ -104,11 +119,25 @@ class Engine:
         config = self.config
         times = UniformTimes(config.t_min, config.t_max)
         found = draws.draw(config.seed, update, first, len(prompts), self.teacher.latent_shape, times)
-        c = self.encode(prompts)
-        if update == draws.FAKE_SCORE and config.drops_prompts:
-            c = c.where(found.u >= config.drop_prompt, self.encode.empty)
-        z, eps, t = (x.to(c.device, non_blocking=True) for x in (found.z, found.eps, found.t))
-        return Batch(z, c, t, eps)
+        drops = update == draws.FAKE_SCORE and config.drops_prompts
+
+        def pinned(x: Tensor) -> Tensor:
+            return x.pin_memory() if self.encode.device.type == "cuda" else x
+
+        tokens = {name: pinned(ids) for name, ids in self.encode.tokens(prompts).items()}
+        kept = pinned(found.u >= config.drop_prompt) if drops else None
+        return HostBatch(pinned(found.z), pinned(found.eps), pinned(found.t), tokens, kept)
+
+    def send(self, batch: HostBatch) -> Batch:
+        """Draws to the networks' device, their prompts encoded there; the host waits for neither."""
+
+        def sent(x: Tensor) -> Tensor:
+            return x.to(self.encode.device, non_blocking=True)
+
+        c = self.encode.encode({name: sent(ids) for name, ids in batch.tokens.items()})
+        if batch.kept is not None:
+            c = c.where(sent(batch.kept), self.encode.empty)
+        return Batch(sent(batch.z), c, sent(batch.t), sent(batch.eps))
 
     def iterate(self, batches: tuple[Batch, Batch], images_seen: int) -> tuple[Stats, Stats]:
         """One iteration of Algorithm 1 and of the average, at ``images_seen`` images."""

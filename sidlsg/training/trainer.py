@@ -19,15 +19,15 @@ from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
-from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.due import Clock, Due
-from sidlsg.training.engine import Engine, stored_dtype
+from sidlsg.training.engine import Engine, HostBatch, stored_dtype
 from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
+from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import stop_signals
@@ -60,6 +60,7 @@ class Trainer:
         self.engine = Engine.build(config, teacher, self.device)
         self.memory = PeakMemory(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
+        self.drawn = Prefetch(self.draw)
         self.window: Window = []  # iterations since the last line of metrics
         if self.processes.main:
             folder.claim(config)
@@ -214,19 +215,24 @@ class Trainer:
                     raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
 
     def iterate(self) -> None:
-        """One iteration of Algorithm 1 with its average; its statistics join the window."""
-        batches = (self.draw(draws.FAKE_SCORE), self.draw(draws.GENERATOR))
+        """One iteration of Algorithm 1 with its average; its statistics join the window. Meanwhile the next one is drawn."""
+        following = self.images_seen + self.config.batch
+        psi, theta = self.drawn.take(self.images_seen, following if following < self.config.images else None)
+        batches = self.engine.send(psi), self.engine.send(theta)
         self.window.append(self.engine.iterate(batches, self.images_seen))
         self.images_seen += self.config.batch
 
-    def draw(self, update: int) -> Batch:
-        """This process's slice of one update's draws. Prompts of both updates come from one stream, psi's first."""
+    def draw(self, images_seen: int) -> tuple[HostBatch, HostBatch]:
+        """This process's slice of both updates' draws, psi's and theta's. Prompts of both come from one stream, psi's first."""
         batch = self.config.batch
         count = batch // self.processes.world
         offset = self.processes.rank * count
-        position = 2 * self.images_seen + (batch if update == draws.GENERATOR else 0)
-        prompts = [self.prompts[i] for i in self.order(position + offset, count)]
-        return self.engine.draw(update, self.images_seen + offset, prompts)
+
+        def drawn(update: int, position: int) -> HostBatch:
+            prompts = [self.prompts[i] for i in self.order(position + offset, count)]
+            return self.engine.draw(update, images_seen + offset, prompts)
+
+        return drawn(draws.FAKE_SCORE, 2 * images_seen), drawn(draws.GENERATOR, 2 * images_seen + batch)
 
     def check(self) -> Summary:
         """The window's summary; raises SidlsgError when the run is no longer sane."""
