@@ -26,6 +26,7 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.opening import open_model
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
 from sidlsg.training.prefetch import Prefetch
@@ -182,6 +183,21 @@ def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_pa
     short = load_file(tmp_path / "run" / "student" / "unet" / "diffusion_pytorch_model.safetensors")
     long = load_file(run / "student" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(short[name], long[name]) for name in long)
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(4096)], ids=["missing", "empty", "zeros"])
+def test_a_run_whose_configuration_is_lost_goes_on(content, unbroken, tiny_teacher, tmp_path) -> None:
+    """Its checkpoints say what it is: the same settings resume it, others are refused, and config.yaml is there again."""
+    run, prompts = unbroken
+    trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts).run()
+    path = tmp_path / "run" / "config.yaml"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"other settings: lr \(0.001 there, 0.002 here\)"):
+        trainer(config_for(tiny_teacher, lr=2e-3), tmp_path / "run", prompts)
+    assert open_model(str(tmp_path / "run"), torch.device("cpu"), torch.float32).student["images_seen"] == 24
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
+    assert files(tmp_path / "run" / "student") == files(run / "student")
+    assert path.read_bytes() == (run / "config.yaml").read_bytes()
 
 
 def test_the_run_differs_with_the_seed(unbroken, tiny_teacher, tmp_path) -> None:

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from sidlsg import distributed
-from sidlsg.config import FREE_FIELDS, Config
+from sidlsg.config import Config
 from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.folder import RunFolder, defining, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.due import Clock, Due
 from sidlsg.training.engine import Engine, HostBatch, stored_dtype
@@ -87,7 +87,7 @@ class Trainer:
         if self.processes.main:
             facts = {
                 "adam_steps": self.engine.adam_steps,
-                "precision": self.config.precision,
+                "settings": defining(self.config),
                 "prompts_sha256": self.prompts.sha256,
                 "teacher_sha256": self.teacher_sha256,
                 "window": to_numbers(self.window),
@@ -130,10 +130,9 @@ class Trainer:
 
     def agree(self) -> None:
         """Raise SidlsgError, on every process, when the processes would not train the same run from the same place."""
-        settings = {name: value for name, value in self.config.as_dict().items() if name not in FREE_FIELDS}
         facts = {
             "images seen": self.images_seen,
-            "settings": settings,
+            "settings": defining(self.config),
             "micro-batches": self.config.micro_batches,
             "prompts": self.prompts.sha256,
             "teacher": self.teacher_sha256,
