@@ -67,6 +67,7 @@ class Row:
     peak: float | None = None  # TFLOP/s that ``mfu`` is a share of
     mfu: float | None = None
     gemm_share: float | None = None
+    attention: str | None = None  # with the kernels that computed it
     error: str | None = None
 
     @property
@@ -88,6 +89,7 @@ class Row:
             "error": self.error,
         }
         if self.timing:
+            found["attention"] = self.attention
             rate = self.images_per_second or 0
             found |= {
                 "seconds": self.timing.seconds,
@@ -226,7 +228,7 @@ def measure(
     memory = PeakMemory(device)
     try:
         found = _iterations(config, build(stored_dtype(config)), device, measured, warmup, repeats)
-        row.timing, row.once, row.gemm = found.timing, found.once, found.gemm
+        row.timing, row.once, row.gemm, row.attention = found.timing, found.once, found.gemm, found.attention
         row.allocated, row.reserved = memory.read()
         # All draws of an iteration wait on the device.
         row.allocated += (row.images - row.measured) * found.drawn / 2**30
@@ -248,12 +250,13 @@ def measure(
 @dataclass
 class _Iterations:
     """timing: of an iteration of the whole batch; once: seconds in it that do not depend on its images; gemm: TFLOP/s of the
-    matrix products run in between; drawn: bytes of the draws of one image, for both updates."""
+    matrix products run in between; drawn: bytes of the draws of one image, for both updates; attention: in use."""
 
     timing: Timing
     once: float
     gemm: float
     drawn: float
+    attention: str
 
 
 def _iterations(
@@ -284,7 +287,7 @@ def _iterations(
         whole, fixed = compose(seconds, measured, config.batch)
         timing.seconds.append(whole)
         once.append(fixed)
-    return _Iterations(timing, statistics.median(once), statistics.median(products), drawn)
+    return _Iterations(timing, statistics.median(once), statistics.median(products), drawn, engine.attention)
 
 
 def without_each_switch(config: Config) -> list[tuple[str, Config]]:

@@ -45,8 +45,8 @@ def text_width(config: Mapping[str, Any]) -> int:
 def tokens(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """B prompts -> ids [B, L] on the CPU, padded and cut to the tokenizer's ``model_max_length`` L.
 
-    Two threads may call it at once, since every call pads and cuts alike: one that did not would change the tokenizer, which fails
-    with "Already borrowed" while another thread uses it.
+    Two threads may call it at once, since every call pads and cuts alike: one that did not would change the tokenizer, which
+    fails with "Already borrowed" while another thread uses it.
     """
     return tokenizer(
         list(prompts),

@@ -23,6 +23,7 @@ from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.method.times import UniformTimes
 from sidlsg.method.update import NetworkUpdate, Stats
 from sidlsg.teachers.family import Model, PromptEncoder
+from sidlsg.training.attention import choose_attention
 
 
 def stored_dtype(config: Config) -> torch.dtype:
@@ -71,8 +72,9 @@ class Engine:
         if len(teacher.schedule) <= max(config.t_max, config.t_init):
             raise SidlsgError(f"the teacher has {len(teacher.schedule)} timesteps; t_max and t_init must be smaller")
         teacher.vae.to("cpu")
-        attention = configure_network(teacher.network, config)
+        configure_network(teacher.network, config)
         autocast = DTYPES["bf16"] if config.precision == "bf16" else None
+        attention = choose_attention(teacher.network, config.attention, autocast)
         fake = deepcopy(teacher.network).requires_grad_(True)
         generator = deepcopy(teacher.network).requires_grad_(True)
         if config.half_teacher and autocast is not None:
@@ -201,27 +203,13 @@ def _update(config: Config, net: nn.Module, clip_value: float | None) -> Network
     return NetworkUpdate(net, adam, config.batch, clip_value, reduce)
 
 
-def configure_network(network: Any, config: Config) -> str:
-    """Attention, memory layout and checkpointing as the configuration asks; returns the attention in use.
-
-    xFormers falls back to SDPA, whose FlashAttention and memory-efficient kernels save the same memory.
-    """
-    attention: str = config.attention
-    if attention == "xformers":
-        try:
-            network.enable_xformers_memory_efficient_attention()
-        except Exception:  # not installed, or no GPU
-            attention = "sdpa (xFormers is not usable here)"
-    elif attention == "eager":
-        from diffusers.models.attention_processor import AttnProcessor
-
-        network.set_attn_processor(AttnProcessor())
+def configure_network(network: Any, config: Config) -> None:
+    """Memory layout and checkpointing as the configuration asks."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # also where weights are frozen: it acts whenever gradients are recorded
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    return attention
 
 
 def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
@@ -232,16 +220,3 @@ def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
-
-
-@contextmanager
-def plain_attention(network: Any) -> Iterator[None]:
-    """Attention written out in matrix products and a softmax, inside the block: slow, large, and surely right."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    kept = dict(network.attn_processors)
-    network.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        network.set_attn_processor(kept)

@@ -160,7 +160,9 @@ class Trainer:
         resumed = self.resume()
         self.agree()
         if resumed:
-            self.console.print(f"resuming at {self.images_seen:,} images", highlight=False)
+            self.console.print(
+                f"resuming at {self.images_seen:,} images; attention {self.engine.attention}", highlight=False
+            )
         else:
             if self.processes.main:
                 if self.folder.begun:

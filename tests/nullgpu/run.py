@@ -187,6 +187,7 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
         "gpu": torch.cuda.get_device_name(),
         "preset": preset,
         "settings": settings,
+        "attention": engine.attention,
         "reserved": torch.cuda.max_memory_reserved() / 2**30,
         "between": torch.cuda.memory_allocated() / 2**30,
         "strategies": {
