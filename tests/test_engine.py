@@ -16,7 +16,7 @@ from test_trainer import config_for, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
-from sidlsg.method.algorithm import Batch, train_iteration, update_generator
+from sidlsg.method.algorithm import Batch, update_generator
 from sidlsg.method.ema import Ema
 from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.settings import make_config
@@ -157,7 +157,7 @@ def test_gradients_of_one_network_are_gone_while_the_other_is_updated() -> None:
             lambda g, idle=idle: other.append([p.grad for p in idle.parameters() if p.grad is not None])
         )
         assert batch in (0, 1)
-    train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(0), draws(1)), (4, 4))
+    setup.iterate(draws(0), draws(1))
     assert len(other) == 4
     assert all(grads == [] for grads in other)
     assert all(p.grad is None for net in (setup.psi, setup.theta, setup.phi) for p in net.parameters())
@@ -183,9 +183,9 @@ def test_an_iteration_never_waits_for_the_device(two_stage, clip_value) -> None:
     setup.nets.two_stage = two_stage
     setup.update_theta.clip_value = clip_value
     ema = Ema(setup.theta)
-    train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(0), draws(1)), (4, 4))
+    setup.iterate(draws(0), draws(1))
     with NoHostReads():
-        train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(2), draws(3)), (4, 4))
+        setup.iterate(draws(2), draws(3))
         ema.update(0.9)
     with pytest.raises(AssertionError, match="waits"), NoHostReads():
         setup.empty["text"].sum().item()

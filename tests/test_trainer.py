@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
-from sidlsg.training.trainer import Trainer
+from sidlsg.training.trainer import Stopped, Trainer
 
 
 def config_for(teacher: Path, **changes: Any) -> Config:
@@ -239,10 +240,34 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tm
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     seen = json.loads((newest / "state.json").read_text())["images_seen"]
     assert f"stopped at {seen:,} images" in err
-    # What the interrupted process saved is what an unbroken one has at that point.
-    config = config_for(tiny_teacher, prompts=str(prompt_file), images=seen)
-    trainer(config, tmp_path / "unbroken", prompt_file).run()
-    assert files(newest) == files(tmp_path / "unbroken" / "checkpoints" / newest.name)
+    # Resumed from what the interrupted process saved, the run is the unbroken one.
+    config = config_for(tiny_teacher, prompts=str(prompt_file), images=seen + 8)
+    found = []
+    for name in ("run", "unbroken"):
+        trainer(config, tmp_path / name, prompt_file).run()
+        found.append(files(tmp_path / name / "checkpoints" / f"{seen + 8:012d}"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "saved"), [(0, (16, False)), (1, (16, False)), (2, (16, True)), (3, (16, True)), (4, (24, False))]
+)
+def test_a_stop_waits_for_one_micro_batch_only(stop, saved, unbroken, tiny_teacher, tmp_path) -> None:
+    """In the third iteration: before one of psi's or theta's two micro-batches, or at its end; the resumed run is the same."""
+    run, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    asked = itertools.count()
+    subject.stop.is_set = lambda: next(asked) >= 2 * 5 + stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=f"stopped at {saved[0]} images"):
+        subject.run()
+    assert subject.saved == subject.place == saved
+    resumed = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    resumed.resume()
+    assert resumed.place == saved
+    resumed.run()
+    for part in ("student", "checkpoints", "samples"):
+        assert files(tmp_path / "run" / part) == files(run / part)
+    assert science(tmp_path / "run") == science(run)
 
 
 def test_a_run_goes_on_when_its_reader_goes_away(unbroken, tiny_teacher, tmp_path) -> None:

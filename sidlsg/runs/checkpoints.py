@@ -23,6 +23,7 @@ KINDS: Kinds = {
     "teacher_sha256": dict,
     "window": list,
     "settings": dict,
+    "ahead": dict,
 }
 
 
@@ -61,9 +62,12 @@ class Checkpoints:
             for file in temporary.iterdir():
                 flush(file)
             flush(temporary)  # its directory entries, before it takes the checkpoint's name
-            shutil.rmtree(target, ignore_errors=True)
+            replaced = temporary.with_suffix(".old.part")
+            if target.exists():
+                target.rename(replaced)
             temporary.rename(target)
             flush(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise SidlsgError(f"cannot write checkpoint {target}: {error}; {self._what_is_left()}") from error
         except OSError as error:

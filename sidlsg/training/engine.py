@@ -16,7 +16,7 @@ from sidlsg.config import Config
 from sidlsg.devices import DTYPES
 from sidlsg.errors import SidlsgError
 from sidlsg.method import draws
-from sidlsg.method.algorithm import Batch, Networks, train_iteration
+from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.method.optim import FullAdam, LeanAdam
@@ -48,7 +48,11 @@ class HostBatch:
 
 @dataclass
 class Engine:
-    """phi, psi and theta with everything that updates them, as the configuration asks."""
+    """phi, psi and theta with everything that updates them, as the configuration asks.
+
+    ``ahead`` is None between two iterations. In one that was left after psi's step it is the statistics of that step, and
+    ``iterate`` goes on with theta's update.
+    """
 
     config: Config
     teacher: Model
@@ -60,6 +64,7 @@ class Engine:
     theta: NetworkUpdate
     ema: Ema | None
     attention: str
+    ahead: Stats | None = None
 
     @classmethod
     def build(cls, config: Config, teacher: Model, device: torch.device) -> Engine:
@@ -142,11 +147,14 @@ class Engine:
         return Batch(sent(batch.z), c, sent(batch.t), sent(batch.eps))
 
     def iterate(self, batches: tuple[Batch, Batch], images_seen: int) -> tuple[Stats, Stats]:
-        """One iteration of Algorithm 1 and of the average, at ``images_seen`` images."""
-        config = self.config
-        stats = train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batches)
+        """One iteration of Algorithm 1, psi's update and then theta's, and of the average, at ``images_seen`` images."""
+        config, (fake, micro) = self.config, self.config.micro_batches
+        if self.ahead is None:
+            self.ahead = update_fake_score(self.nets, self.psi, batches[0], fake)
+        stats = self.ahead, update_generator(self.nets, self.theta, batches[1], micro)
         if self.ema:
             self.ema.update(ema_decay(images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
+        self.ahead = None
         return stats
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from contextlib import nullcontext
 
 import torch
@@ -19,18 +20,27 @@ from sidlsg.config import Config
 from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.method import draws
+from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, defining, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.due import Clock, Due
 from sidlsg.training.engine import Engine, HostBatch, stored_dtype
-from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
+from sidlsg.training.health import (
+    Summary,
+    Window,
+    check,
+    from_numbers,
+    stats_from_numbers,
+    stats_to_numbers,
+    to_numbers,
+)
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
-from sidlsg.training.signals import stop_signals
+from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, draw_curves, score_places
 from sidlsg.version import __version__
 
@@ -53,6 +63,8 @@ class Trainer:
         folder.check(config)
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
+        self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
+        self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
@@ -72,9 +84,16 @@ class Trainer:
 
     # -- state --------------------------------------------------------------------------------------------------------
 
+    @property
+    def place(self) -> tuple[int, bool]:
+        """Where the run stands: images seen, and whether psi has taken its step beyond them and theta has not."""
+        return self.images_seen, self.engine.ahead is not None
+
     def save(self) -> None:
-        """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when the run is no longer sane or
-        the state not finite."""
+        """Write a checkpoint of the state, unless there is one; raises SidlsgError, on every process, when the run is no longer
+        sane or the state not finite."""
+        if self.saved == self.place:
+            return
         if self.window:
             self.check()  # a checkpoint of a diverged run would only hide the good one before
         if self.device.type == "cuda":
@@ -87,6 +106,7 @@ class Trainer:
         if self.processes.main:
             facts = {
                 "adam_steps": self.engine.adam_steps,
+                "ahead": stats_to_numbers(self.engine.ahead) if self.engine.ahead else None,
                 "settings": defining(self.config),
                 "prompts_sha256": self.prompts.sha256,
                 "teacher_sha256": self.teacher_sha256,
@@ -95,6 +115,7 @@ class Trainer:
             }
             self.checkpoints.save(self.images_seen, self.engine.state(), facts)
         distributed.barrier()
+        self.saved = self.place
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
@@ -123,6 +144,8 @@ class Trainer:
                 f"the checkpoints in {self.checkpoints.folder} are of another model ({different} differs)"
             )
         self.images_seen = state["images_seen"]
+        self.engine.ahead = stats_from_numbers(state["ahead"], self.device) if state.get("ahead") else None
+        self.saved = self.place
         self.window = from_numbers(state.get("window", []), self.device)
         if self.processes.main:
             self.folder.cut_metrics(self.images_seen)
@@ -131,7 +154,7 @@ class Trainer:
     def agree(self) -> None:
         """Raise SidlsgError, on every process, when the processes would not train the same run from the same place."""
         facts = {
-            "images seen": self.images_seen,
+            "images seen": self.place,
             "settings": defining(self.config),
             "micro-batches": self.config.micro_batches,
             "prompts": self.prompts.sha256,
@@ -191,10 +214,14 @@ class Trainer:
         since_saved = Clock(math.inf if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes)
         since_logged, logged = Clock(), self.images_seen
         self.memory.reset()
-        with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals() as stop:
+        with RunProgress(self.console, config.images, self.images_seen) as progress, stop_signals(self.stop):
             while self.images_seen < config.images:
                 before = self.images_seen
-                self.iterate()
+                try:
+                    self.iterate()
+                except Interrupted:
+                    self.save()
+                    raise self.stopped() from None
                 due, last = Due(before, self.images_seen), self.images_seen >= config.images
                 if progress.due:
                     psi, theta = self.window[-1]
@@ -208,20 +235,30 @@ class Trainer:
                 if due.any_of(scores):
                     with since_logged.halted():
                         self.score()
-                stopping, late = distributed.any_process(stop.is_set(), since_saved.due)
+                stopping, late = distributed.any_process(self.stop.is_set(), since_saved.due)
                 if due.every(config.checkpoint_every) or late or stopping or last:
                     self.save()
                     since_saved.restart()
                 if stopping and not last:
-                    raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
+                    raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        return Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
 
     def iterate(self) -> None:
-        """One iteration of Algorithm 1 with its average; its statistics join the window. Meanwhile the next one is drawn."""
+        """One iteration of Algorithm 1 with its average; its statistics join the window. Meanwhile the next one is drawn.
+
+        Raises Interrupted when a single process is to stop, between two micro-batches. Several processes end the iteration: it is
+        shorter, and they would have to agree before every micro-batch.
+        """
         following = self.images_seen + self.config.batch
         psi, theta = self.drawn.take(self.images_seen, following if following < self.config.images else None)
-        batches = self.engine.send(psi), self.engine.send(theta)
+        batches = self.stoppable(self.engine.send(psi)), self.stoppable(self.engine.send(theta))
         self.window.append(self.engine.iterate(batches, self.images_seen))
         self.images_seen += self.config.batch
+
+    def stoppable(self, batch: Batch) -> Batch:
+        return StoppableBatch(**vars(batch), stop=self.stop) if self.processes.world == 1 else batch
 
     def draw(self, images_seen: int) -> tuple[HostBatch, HostBatch]:
         """This process's slice of both updates' draws, psi's and theta's. Prompts of both come from one stream, psi's first."""
