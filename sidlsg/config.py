@@ -139,7 +139,8 @@ class Config:
     # In bf16, autocast over fp32 weights; fp16 is the paper's: everything in half.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
-    attention: Literal["sdpa", "xformers", "eager"] = "sdpa"  # FlashAttention where the GPU has it; eager: unfused
+    # sdpa: the fused kernel that PyTorch chooses; flash, cudnn, efficient: that one of its kernels; eager: unfused.
+    attention: Literal["sdpa", "flash", "cudnn", "efficient", "xformers", "eager"] = "sdpa"
     channels_last: bool = False
     compile: Annotated[bool, FREE] = False  # torch.compile of the networks, static shapes
     # Recompute activations in the backward pass, of the frozen networks too.

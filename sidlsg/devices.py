@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -48,9 +51,34 @@ def pick_precision(name: str | None, device: torch.device) -> str:
     return name or ("fp16" if device.type == "cuda" else "fp32")
 
 
-def peak_memory(device: torch.device) -> float:
-    """GiB: peak allocated on a GPU, peak resident size of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+class PeakMemory:
+    """Peak memory since the last ``reset``: PyTorch's allocated and reserved on a GPU, the process's resident size on a CPU.
+
+    Only Linux can reset the resident peak; elsewhere it is that of the process's whole life.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew. PyTorch gives back to the GPU what it holds and does not use."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError):  # not on Linux: cannot be reset
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> tuple[float, float | None]:
+        """(allocated, reserved) on a GPU, (resident, None) on a CPU; in GiB."""
+        if self.device.type == "cuda":
+            found = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+            return found[0] / 2**30, found[1] / 2**30
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, None
+        except (OSError, StopIteration):
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, None

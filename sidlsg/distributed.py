@@ -91,13 +91,18 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce_sum(tensors: list[Tensor]) -> None:
-    """Sum each tensor over all processes, in place; does nothing in a single process."""
+def started() -> bool:
+    """Whether this process has joined others."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            work.wait()
+    return dist.is_initialized()
+
+
+def all_reduce_sum(tensor: Tensor) -> None:
+    """Sum the tensor over all processes, in place."""
+    import torch.distributed as dist
+
+    dist.all_reduce(tensor)
 
 
 def gather(value: T) -> list[T]:

@@ -12,6 +12,7 @@ from sidlsg.errors import SidlsgError
 
 INDEX_FILE = "model_index.json"  # of a folder in diffusers' layout
 STUDENT_FILE = "sidlsg.json"  # beside it, in folders that this tool wrote
+STATE_FILE = "state.json"  # of a checkpoint
 
 
 Kinds = Mapping[str, type | tuple[type, ...]]

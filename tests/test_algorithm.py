@@ -10,7 +10,7 @@ from conftest import SD_BETAS, TOKENS, WIDTH, denoiser, text, tiny_unet
 from naive import NaiveAlgorithm1
 from torch import Tensor
 
-from sidlsg.method.algorithm import Batch, Networks, train_iteration, update_fake_score, update_generator
+from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
 from sidlsg.method.condition import Condition
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
@@ -19,7 +19,7 @@ from sidlsg.method.losses import fake_score_loss, generator_loss
 from sidlsg.method.optim import LeanAdam
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.method.statistics import reference_loss, score_gap
-from sidlsg.method.update import Losses, NetworkUpdate
+from sidlsg.method.update import Losses, NetworkUpdate, Stats, sum_in_buckets
 from sidlsg.teachers.schedules import ddpm_schedule
 
 KAPPAS = {
@@ -52,6 +52,11 @@ class Setup:
         )
         self.update_psi = NetworkUpdate(self.psi, LeanAdam(self.psi.parameters(), lr=1e-4), batch)
         self.update_theta = NetworkUpdate(self.theta, LeanAdam(self.theta.parameters(), lr=1e-4), batch)
+
+    def iterate(self, first: Batch, second: Batch) -> tuple[Stats, Stats]:
+        """One iteration of Algorithm 1, in micro-batches of 4."""
+        psi = update_fake_score(self.nets, self.update_psi, first, 4)
+        return psi, update_generator(self.nets, self.update_theta, second, 4)
 
     def disturb(self) -> None:
         torch.manual_seed(11)
@@ -89,9 +94,7 @@ def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two
     ema = Ema(setup.theta)
     for i in range(2):
         first, second = draws(2 * i), draws(2 * i + 1)
-        psi_stats, theta_stats = train_iteration(
-            setup.nets, setup.update_psi, setup.update_theta, (first, second), (4, 4)
-        )
+        psi_stats, theta_stats = setup.iterate(first, second)
         ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
         loss_fake = naive.fake_score_step(first.z, first.c["text"], first.t, first.eps, setup.empty["text"])
         loss_generator = naive.generator_step(second.z, second.c["text"], second.t, second.eps, setup.empty["text"])
@@ -280,6 +283,38 @@ def test_lean_adam_equals_torch_adam_bit_for_bit(dtype: torch.dtype, eps: float)
         adam.step()
         for p, q in zip(ours, theirs, strict=True):
             assert torch.equal(p, q)
+
+
+def test_processes_exchange_a_few_large_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one dtype and at most BUCKET elements (or one tensor); every tensor gets its own sum back, whatever its layout."""
+    monkeypatch.setattr("sidlsg.method.update.BUCKET", 1000)
+    shapes = [(8, 4, 3, 3), (8,), (40, 30), (5, 1), (16, 7)]
+    tensors = [torch.randn(shape) for shape in shapes] + [torch.randn(9).half(), torch.randn(3).half()]
+    tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    expected, sent = [3 * tensor for tensor in tensors], []
+
+    def reduce(bucket: torch.Tensor) -> None:
+        sent.append((bucket.dtype, bucket.numel()))
+        bucket.mul_(3)
+
+    sum_in_buckets(tensors, reduce)
+    assert sent == [(torch.float32, 296), (torch.float32, 1200), (torch.float32, 117), (torch.float16, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+
+
+def test_gradients_and_statistics_are_summed_over_the_processes() -> None:
+    """Two processes with the same samples: the gradient that reaches the optimiser, and the sums, are twice one's."""
+    gradients, losses = [], []
+    for reduce in (None, lambda bucket: bucket.mul_(2)):
+        setup = Setup()
+        setup.disturb()
+        setup.update_psi.reduce = reduce
+        setup.update_psi.optimizer.step = lambda setup=setup: gradients.append(  # type: ignore[method-assign, assignment]
+            torch.cat([p.grad.flatten() for p in setup.psi.parameters()])
+        )
+        losses.append(update_fake_score(setup.nets, setup.update_psi, draws(2), 4).loss)
+    assert torch.equal(gradients[1], 2 * gradients[0])
+    assert torch.equal(losses[1], 2 * losses[0])
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16])

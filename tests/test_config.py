@@ -438,7 +438,7 @@ def test_newer_presets_run_the_papers_method_with_fp32_weights_and_ema(name: str
     [
         ("a5000-fp16", 1, 64, "xformers", "fp16", 1e-6, 1.0, False),
         ("a6000-fp32", 1, 64, "xformers", "fp32", 1e-8, None, False),
-        ("h100-fp16", 4, 16, "sdpa", "fp16", 1e-6, 1.0, True),
+        ("h100-fp16", 4, 16, "flash", "fp16", 1e-6, 1.0, True),
         ("h100-fp32", 1, 64, "eager", "fp32", 1e-8, None, True),
     ],
 )

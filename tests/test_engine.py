@@ -16,11 +16,12 @@ from test_trainer import config_for, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
-from sidlsg.method.algorithm import Batch, train_iteration, update_generator
+from sidlsg.method.algorithm import Batch, update_generator
 from sidlsg.method.ema import Ema
 from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.settings import make_config
-from sidlsg.training.engine import configure_network, halve_weights
+from sidlsg.training.attention import choose_attention
+from sidlsg.training.engine import halve_weights
 
 CPU = torch.device("cpu")
 
@@ -156,7 +157,7 @@ def test_gradients_of_one_network_are_gone_while_the_other_is_updated() -> None:
             lambda g, idle=idle: other.append([p.grad for p in idle.parameters() if p.grad is not None])
         )
         assert batch in (0, 1)
-    train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(0), draws(1)), (4, 4))
+    setup.iterate(draws(0), draws(1))
     assert len(other) == 4
     assert all(grads == [] for grads in other)
     assert all(p.grad is None for net in (setup.psi, setup.theta, setup.phi) for p in net.parameters())
@@ -182,9 +183,9 @@ def test_an_iteration_never_waits_for_the_device(two_stage, clip_value) -> None:
     setup.nets.two_stage = two_stage
     setup.update_theta.clip_value = clip_value
     ema = Ema(setup.theta)
-    train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(0), draws(1)), (4, 4))
+    setup.iterate(draws(0), draws(1))
     with NoHostReads():
-        train_iteration(setup.nets, setup.update_psi, setup.update_theta, (draws(2), draws(3)), (4, 4))
+        setup.iterate(draws(2), draws(3))
         ema.update(0.9)
     with pytest.raises(AssertionError, match="waits"), NoHostReads():
         setup.empty["text"].sum().item()
@@ -268,14 +269,30 @@ def test_an_average_on_the_cpu_is_float32_and_comes_back_in_the_weights_dtype() 
 def test_fused_and_plain_attention_have_the_same_gradient() -> None:
     x = torch.randn(2, 4, 4, 4, requires_grad=True, generator=torch.Generator().manual_seed(0))
     c = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
-    found = []
+    found, shown = [], []
     for attention in ("sdpa", "eager"):
         unet = tiny_unet()
-        configure_network(unet, make_config("cpu", {"attention": attention}))
+        shown.append(choose_attention(unet, attention))
         out = unet(x, torch.tensor([5, 900]), c).sample
         found.append((out, *torch.autograd.grad(out.square().sum(), x)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
+    assert shown == ["sdpa (FlashAttention for heads of 4)", "eager"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "flash", "cudnn"),
+    [("flash", True, False), ("cudnn", False, True), ("efficient", False, False), ("xformers", True, True)],
+)
+def test_a_kernel_can_be_chosen_and_is_named(attention: str, flash: bool, cudnn: bool) -> None:
+    """On a CPU there is FlashAttention or nothing fused. The next network with ``sdpa`` has PyTorch's own choice again."""
+    cuda = torch.backends.cuda
+    shown = choose_attention(tiny_unet(), attention)
+    assert (cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (flash, cudnn)
+    assert shown.endswith(f"({'FlashAttention' if flash else 'plain'} for heads of 4)")
+    assert ("not usable" in shown) == (attention == "xformers")
+    assert choose_attention(tiny_unet(), "sdpa").startswith("sdpa (FlashAttention for")
+    assert (cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (True, True)
 
 
 def test_pure_fp16_says_what_it_costs(tiny_teacher, tmp_path, prompts, capsys) -> None:

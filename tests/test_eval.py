@@ -19,7 +19,6 @@ from sidlsg.evaluation import captions, generation, report, scoring, weights
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.runs.folder import read_metrics
 from sidlsg.teachers.loading import load_model
-from sidlsg.training.tracking import due
 from sidlsg.training.trainer import Trainer
 
 FEW = ["--limit", "24", "--device", "cpu"]
@@ -462,13 +461,6 @@ def test_our_own_rows_are_those_that_were_measured() -> None:
 
 
 # -- scores while training -------------------------------------------------------------------------------------------------
-
-
-def test_scores_are_due_at_doublings_and_then_at_multiples() -> None:
-    batch, every = 64, 640
-    points = [n for n in range(64, 2560 + 1, 64) if due(n - 64, n, every, batch)]
-    assert points == [64, 128, 256, 512, 640, 1280, 1920, 2560]
-    assert [n for n in range(512, 3000, 512) if due(n - 512, n, 500, 512)] == list(range(512, 3000, 512))
 
 
 @pytest.fixture

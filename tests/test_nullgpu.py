@@ -55,6 +55,11 @@ def test_a_preset_runs_on_its_gpu_as_planned(preset: str, null_gpu: Path) -> Non
     found = matrix.run(null_gpu, preset, ["lsg"], {"compile": False}, on_its_own_gpu=True)
     assert not found["strategies"]["lsg"]["refused"]
     assert not found["strategies"]["lsg"]["waits"]
+    everywhere = "FlashAttention for heads of 40, 80, 160"
+    shown = {"16gb": f"sdpa ({everywhere})", "h100-fp16": f"flash ({everywhere})"}
+    assert found["attention"] == shown.get(
+        preset, found["attention"]
+    )  # with sdpa on an H100, releases of PyTorch differ
     cells = matrix.cells(found)
     teacher = found["strategies"]["lsg"]["allocated"]["teacher's grid"]
     assert teacher <= max(cell.plan for cell in cells)  # so it is no phase of the plan

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,16 @@ from safetensors.torch import load_file, save_file
 
 from sidlsg import api
 from sidlsg.config import Config
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import SidlsgError, Stopped, UsageError
 from sidlsg.method import draws
-from sidlsg.method.condition import Condition
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.opening import open_model
 from sidlsg.sampling.pictures import make_grid
 from sidlsg.teachers.loading import load_model
 from sidlsg.training.engine import Engine
 from sidlsg.training.outputs import draw_teacher_grid, teacher_grid_is_cheap
+from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
 
@@ -184,6 +189,21 @@ def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_pa
     assert all(torch.equal(short[name], long[name]) for name in long)
 
 
+@pytest.mark.parametrize("content", [None, b"", bytes(4096)], ids=["missing", "empty", "zeros"])
+def test_a_run_whose_configuration_is_lost_goes_on(content, unbroken, tiny_teacher, tmp_path) -> None:
+    """Its checkpoints say what it is: the same settings resume it, others are refused, and config.yaml is there again."""
+    run, prompts = unbroken
+    trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts).run()
+    path = tmp_path / "run" / "config.yaml"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"other settings: lr \(0.001 there, 0.002 here\)"):
+        trainer(config_for(tiny_teacher, lr=2e-3), tmp_path / "run", prompts)
+    assert open_model(str(tmp_path / "run"), torch.device("cpu"), torch.float32).student["images_seen"] == 24
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
+    assert files(tmp_path / "run" / "student") == files(run / "student")
+    assert path.read_bytes() == (run / "config.yaml").read_bytes()
+
+
 def test_the_run_differs_with_the_seed(unbroken, tiny_teacher, tmp_path) -> None:
     run, prompts = unbroken
     trainer(config_for(tiny_teacher, seed=1), tmp_path / "run", prompts).run()
@@ -223,10 +243,34 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tm
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     seen = json.loads((newest / "state.json").read_text())["images_seen"]
     assert f"stopped at {seen:,} images" in err
-    # What the interrupted process saved is what an unbroken one has at that point.
-    config = config_for(tiny_teacher, prompts=str(prompt_file), images=seen)
-    trainer(config, tmp_path / "unbroken", prompt_file).run()
-    assert files(newest) == files(tmp_path / "unbroken" / "checkpoints" / newest.name)
+    # Resumed from what the interrupted process saved, the run is the unbroken one.
+    config = config_for(tiny_teacher, prompts=str(prompt_file), images=seen + 8)
+    found = []
+    for name in ("run", "unbroken"):
+        trainer(config, tmp_path / name, prompt_file).run()
+        found.append(files(tmp_path / name / "checkpoints" / f"{seen + 8:012d}"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "saved"), [(0, (16, False)), (1, (16, False)), (2, (16, True)), (3, (16, True)), (4, (24, False))]
+)
+def test_a_stop_waits_for_one_micro_batch_only(stop, saved, unbroken, tiny_teacher, tmp_path) -> None:
+    """In the third iteration: before one of psi's or theta's two micro-batches, or at its end; the resumed run is the same."""
+    run, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    asked = itertools.count()
+    subject.stop.is_set = lambda: next(asked) >= 2 * 5 + stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=f"stopped at {saved[0]} images"):
+        subject.run()
+    assert subject.saved == subject.place == saved
+    resumed = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    resumed.resume()
+    assert resumed.place == saved
+    resumed.run()
+    for part in ("student", "checkpoints", "samples"):
+        assert files(tmp_path / "run" / part) == files(run / part)
+    assert science(tmp_path / "run") == science(run)
 
 
 def test_a_run_goes_on_when_its_reader_goes_away(unbroken, tiny_teacher, tmp_path) -> None:
@@ -356,32 +400,77 @@ def test_grids_come_at_the_papers_spacing_from_step_zero(unbroken, tiny_teacher)
     assert Image.open(run / "samples" / "000000000000.png").size == (2 * 8 + 2, 2 * 8 + 2)
 
 
-def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(unbroken, tiny_teacher, tmp_path) -> None:
+def test_prompts_of_both_updates_are_one_stream_and_empties_only_psis(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, prompts = unbroken
     subject = trainer(config_for(tiny_teacher, drop_prompt=0.5), tmp_path / "run", prompts)
-    used: list[list[str]] = []
+    used: list[str] = []
     encode = subject.engine.encode
-
-    def spy(texts: list[str]) -> Condition:
-        used.append(list(texts))
-        return encode(texts)
-
-    spy.empty = encode.empty  # type: ignore[attr-defined]
-    subject.engine.encode = spy  # type: ignore[assignment]
+    tokens = encode.tokens
+    monkeypatch.setattr(encode, "tokens", lambda texts: used.extend(texts) or tokens(texts))
     lines = PromptFile(prompts)
     stream = [lines[i] for i in draws.PromptOrder(len(lines), 0)(0, 32)]
     dropped = 0
-    for start in (0, 16):
-        psi = subject.draw(draws.FAKE_SCORE)
-        theta = subject.draw(draws.GENERATOR)
-        assert used[-2] + used[-1] == stream[start : start + 16]
+    for start in (0, 8):
+        psi, theta = map(subject.engine.send, subject.draw(start))
+        assert used == stream[: 2 * start + 16]
         dropped += sum(torch.equal(c, encode.empty["text"][0]) for c in psi.c["text"])
         assert not any(torch.equal(c, encode.empty["text"][0]) for c in theta.c["text"])
-        subject.images_seen += 8
     assert 3 <= dropped <= 13
     assert Config(drop_when="guided", kappa=(1, 1, 1, 3)).drops_prompts is False
     assert Config(drop_when="guided", kappa=(2, 1, 1, 1)).drops_prompts is True
     assert Config(drop_when="always", kappa=(1, 1, 1, 3)).drops_prompts is True
+
+
+def test_the_next_iteration_is_drawn_while_this_one_runs(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, each place once, and nothing beyond the end. The run is the one whose draws are made when needed."""
+    run, prompts = unbroken
+    subject = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
+    drawn: list[int] = []
+    draw, iterate = subject.drawn._make, subject.engine.iterate
+
+    def noted(place: int) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        drawn.append(place)
+        return draw(place)
+
+    def patient(batches: Any, images_seen: int) -> Any:
+        for coming in subject.drawn._coming.values():
+            coming.result(timeout=60)  # does not wait for this iteration
+        assert drawn == list(range(0, min(images_seen + 8, 40) + 1, 8))
+        return iterate(batches, images_seen)
+
+    monkeypatch.setattr(subject.drawn, "_make", noted)
+    monkeypatch.setattr(subject.engine, "iterate", patient)
+    subject.run()
+    assert drawn == [0, 8, 16, 24, 32, 40]
+    assert files(tmp_path / "run" / "student") == files(run / "student")
+
+
+def test_what_cannot_be_drawn_ends_the_run_with_its_reason() -> None:
+    def make(place: int) -> int:
+        if place == 8:
+            raise SidlsgError("the prompts are gone")
+        return place
+
+    drawn = Prefetch(make)
+    assert drawn.take(0, following=8) == 0
+    with pytest.raises(SidlsgError, match="the prompts are gone"):
+        drawn.take(8, following=16)
+    assert drawn.take(24, following=None) == 24  # a place that was not foreseen
+
+
+def test_prompts_are_tokenised_in_two_threads_at_once(tiny_teacher) -> None:
+    """As when a grid is drawn while the next iteration's prompts are prepared."""
+    encode = load_model(str(tiny_teacher), torch.device("cpu")).encoder()
+    texts = [f"prompt number {i}" for i in range(200)]
+    expected = encode.tokens(texts)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(encode.tokens, [texts] * 40))
+    assert all(torch.equal(one[name], expected[name]) for one in found for name in expected)
 
 
 def test_offloaded_state_has_arrived_before_it_is_checked_and_saved(
@@ -434,6 +523,28 @@ def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, promp
     prompt_file.write_text("another prompt\n", encoding="utf-8")
     with pytest.raises(UsageError, match="not the prompt file this run was started with"):
         trainer(config_for(tiny_teacher, images=32), tmp_path / "run", prompt_file).run()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak of the resident size")
+def test_the_peak_in_metrics_is_that_of_the_updates(
+    unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that of the pre-flight check or of a grid, which each take half a GiB more here; the run prints the pre-flight's."""
+    _, prompts = unbroken
+
+    def large(report: str) -> str:
+        torch.ones(2**27)
+        return report
+
+    monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
+    subject = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts)
+    subject.console = Console(width=400)
+    monkeypatch.setattr("sidlsg.training.trainer.draw_grid", lambda *_: large("drawn"))
+    subject.run()
+    printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
+    peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(peaks) == 3
+    assert float(printed[1]) - max(peaks) > 0.4
 
 
 def test_divergence_stops_with_the_reason(unbroken, tiny_teacher, tmp_path) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
         load_model("emoji", CPU).network.requires_grad_(True), tuple(config.guidance), batch=config.batch
     )
     prompts = [PROMPT.format(i) for i in range(config.batch)]
-    first, second = (engine.draw(update, 0, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
+    first, second = (engine.send(engine.draw(update, 0, prompts)) for update in (draws.FAKE_SCORE, draws.GENERATOR))
     empty = engine.encode.empty["text"]
 
     def ours() -> None:

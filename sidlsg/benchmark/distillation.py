@@ -16,9 +16,9 @@ from rich.console import Console
 
 from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset, device_facts
 from sidlsg.benchmark.report import write_bench
-from sidlsg.benchmark.timing import PeakMemory, Timing, gemm_tflops, timed
+from sidlsg.benchmark.timing import Timing, gemm_tflops, timed
 from sidlsg.config import Config
-from sidlsg.devices import DTYPES
+from sidlsg.devices import DTYPES, PeakMemory
 from sidlsg.method import draws
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.planning.cost import forward_equivalents
@@ -67,6 +67,7 @@ class Row:
     peak: float | None = None  # TFLOP/s that ``mfu`` is a share of
     mfu: float | None = None
     gemm_share: float | None = None
+    attention: str | None = None  # with the kernels that computed it
     error: str | None = None
 
     @property
@@ -88,6 +89,7 @@ class Row:
             "error": self.error,
         }
         if self.timing:
+            found["attention"] = self.attention
             rate = self.images_per_second or 0
             found |= {
                 "seconds": self.timing.seconds,
@@ -214,6 +216,8 @@ def measure(
 ) -> Row:
     """Measure whole iterations (draws, text encoding, both updates, average), for one of ``config.batch`` images.
 
+    The draws are part of the time, although a run makes them while the device works on the iteration before.
+
     Args:
         build: makes a fresh model in a given dtype.
         gflop: GFLOP of one forward pass of the network for one sample, for MFU; passes repeated to save memory do not count.
@@ -224,7 +228,7 @@ def measure(
     memory = PeakMemory(device)
     try:
         found = _iterations(config, build(stored_dtype(config)), device, measured, warmup, repeats)
-        row.timing, row.once, row.gemm = found.timing, found.once, found.gemm
+        row.timing, row.once, row.gemm, row.attention = found.timing, found.once, found.gemm, found.attention
         row.allocated, row.reserved = memory.read()
         # All draws of an iteration wait on the device.
         row.allocated += (row.images - row.measured) * found.drawn / 2**30
@@ -246,12 +250,13 @@ def measure(
 @dataclass
 class _Iterations:
     """timing: of an iteration of the whole batch; once: seconds in it that do not depend on its images; gemm: TFLOP/s of the
-    matrix products run in between; drawn: bytes of the draws of one image, for both updates."""
+    matrix products run in between; drawn: bytes of the draws of one image, for both updates; attention: in use."""
 
     timing: Timing
     once: float
     gemm: float
     drawn: float
+    attention: str
 
 
 def _iterations(
@@ -266,7 +271,8 @@ def _iterations(
     def iterate(images: int) -> None:
         nonlocal seen, drawn
         prompts = [PROMPT.format(seen + i) for i in range(images)]
-        batches = engine.draw(draws.FAKE_SCORE, seen, prompts), engine.draw(draws.GENERATOR, seen, prompts)
+        psi, theta = (engine.draw(update, seen, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
+        batches = engine.send(psi), engine.send(theta)
         drawn = sum(batch.nbytes for batch in batches) / images
         engine.iterate(batches, seen)
         seen += images
@@ -281,7 +287,7 @@ def _iterations(
         whole, fixed = compose(seconds, measured, config.batch)
         timing.seconds.append(whole)
         once.append(fixed)
-    return _Iterations(timing, statistics.median(once), statistics.median(products), drawn)
+    return _Iterations(timing, statistics.median(once), statistics.median(products), drawn, engine.attention)
 
 
 def without_each_switch(config: Config) -> list[tuple[str, Config]]:

@@ -142,6 +142,7 @@ def write_bench(
         "GiB: peak allocated by PyTorch." if "memory_gib" in facts else "GiB: peak resident size of the process.",
         "Of GEMM: as a share of a large matrix product measured between the iterations, "
         f"{min(gemms):.3g} to {max(gemms):.3g} TFLOP/s.",
+        f"Attention where gradients are recorded: {'; or '.join(sorted({row['attention'] for row in measured})) or 'none'}.",
     ]
     if "memory_gib" in facts:
         peaks = sorted({f"{row['precision']} {row['peak_tflops']:.4g}" for row in measured})

@@ -1,16 +1,11 @@
-"""Time and peak memory of work on a device, and the speed of a plain matrix product there."""
+"""Time of work on a device, and the speed of a plain matrix product there."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -55,32 +50,3 @@ def gemm_tflops(device: torch.device, dtype: torch.dtype, size: int | None = Non
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     return 2 * size**3 / timed(lambda: a @ b, device, 2, repeats).median / 1e12
-
-
-class PeakMemory:
-    """Peak memory since the object was made: PyTorch's allocated and reserved on a GPU, the process's resident size on a CPU.
-
-    Only Linux can reset the resident peak; elsewhere it is that of the process's whole life.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with contextlib.suppress(OSError):  # not on Linux: cannot be reset
-                Path("/proc/self/clear_refs").write_text("5")
-
-    def read(self) -> tuple[float, float | None]:
-        """(allocated, reserved) on a GPU, (resident, None) on a CPU; in GiB."""
-        if self.device.type == "cuda":
-            found = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
-            return found[0] / 2**30, found[1] / 2**30
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, None
-        except (OSError, StopIteration):
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, None

@@ -99,16 +99,3 @@ def update_generator(nets: Networks, update: NetworkUpdate, batch: Batch, micro_
         for part in batch.split(micro_batch):
             update.accumulate(generator_losses(nets, *part))
     return update.step()
-
-
-def train_iteration(
-    nets: Networks,
-    psi: NetworkUpdate,
-    theta: NetworkUpdate,
-    batches: tuple[Batch, Batch],
-    micro_batches: tuple[int, int],
-) -> tuple[Stats, Stats]:
-    """One iteration of Algorithm 1: update psi, then theta, each with its draws and micro-batch. Pairs are (psi's, theta's)."""
-    psi_stats = update_fake_score(nets, psi, batches[0], micro_batches[0])
-    theta_stats = update_generator(nets, theta, batches[1], micro_batches[1])
-    return psi_stats, theta_stats

@@ -20,7 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sidlsg.method.chunks import chunks, parts
 from sidlsg.method.optim import FullAdam, LeanAdam
+
+# Elements of one message between processes: 64 MiB in fp32.
+BUCKET = 2**24
 
 # What replaces ±inf in gradients, as in the authors' code.
 INFINITY = 1e5
@@ -41,6 +45,16 @@ def norm(gradients: list[Tensor]) -> Tensor:
     """The norm over all elements of tensors of one dtype, in at least fp32: a scalar on their device."""
     dtype = torch.promote_types(gradients[0].dtype, torch.float32)
     return torch.stack([*torch._foreach_norm(gradients, 2, dtype)]).norm()
+
+
+def sum_in_buckets(tensors: list[Tensor], reduce: Callable[[Tensor], None]) -> None:
+    """``reduce`` the tensors in place, of one dtype and BUCKET elements at a time: a UNet's 686 gradients are few messages."""
+    for part in chunks(tensors, BUCKET):
+        bucket = part[0].new_empty(sum(t.numel() for t in part))
+        pieces = parts(bucket, part)
+        torch._foreach_copy_(pieces, part)
+        reduce(bucket)
+        torch._foreach_copy_(part, pieces)
 
 
 def finite_samples(x_g: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +115,7 @@ class NetworkUpdate:
         module: the network; hooks scrub its gradients before they are accumulated.
         batch: size of the global batch, over which losses are averaged.
         clip_value: bound on every element of the accumulated gradient (the paper's recipe has it in fp16); None: no clipping.
-        reduce: sums each tensor of a list over all processes, in place; None for a single process.
+        reduce: sums a tensor over all processes, in place; None for a single process.
     """
 
     def __init__(
@@ -110,7 +124,7 @@ class NetworkUpdate:
         optimizer: LeanAdam | FullAdam,
         batch: int,
         clip_value: float | None = None,
-        reduce: Callable[[list[Tensor]], None] | None = None,
+        reduce: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer, self.batch, self.clip_value, self.reduce = optimizer, batch, clip_value, reduce
@@ -135,7 +149,7 @@ class NetworkUpdate:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         sums = torch.stack(self._sums).sum(0)
         if self.reduce is not None:
-            self.reduce([*gradients, sums])
+            sum_in_buckets([*gradients, sums], self.reduce)
         for gradient in gradients:
             scrub(gradient, out=gradient)
             if gradient.dtype == torch.float16:

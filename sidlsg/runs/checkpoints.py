@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sidlsg.errors import SidlsgError
-from sidlsg.files import Kinds, flush, read_object
+from sidlsg.files import STATE_FILE, Kinds, flush, read_object
 
 Tensors = dict[str, dict[str, Tensor]]
-STATE = "state.json"
 KINDS: Kinds = {
     "images_seen": int,
     "files": dict,
@@ -23,6 +22,8 @@ KINDS: Kinds = {
     "prompts_sha256": str,
     "teacher_sha256": dict,
     "window": list,
+    "settings": dict,
+    "ahead": dict,
 }
 
 
@@ -38,7 +39,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE_FILE).is_file())
 
     def save(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> Path:
         """Write ``{name}.safetensors`` for each group of tensors and ``state.json``, then delete the oldest checkpoints.
@@ -57,13 +58,16 @@ class Checkpoints:
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, file)
                 sizes[file.name] = file.stat().st_size
             state = {"images_seen": images_seen, "files": sizes, **state}
-            (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             for file in temporary.iterdir():
                 flush(file)
             flush(temporary)  # its directory entries, before it takes the checkpoint's name
-            shutil.rmtree(target, ignore_errors=True)
+            replaced = temporary.with_suffix(".old.part")
+            if target.exists():
+                target.rename(replaced)
             temporary.rename(target)
             flush(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise SidlsgError(f"cannot write checkpoint {target}: {error}; {self._what_is_left()}") from error
         except OSError as error:
@@ -93,7 +97,7 @@ class Checkpoints:
         damaged: list[str] = []
         for path in sorted((p for p in self.folder.glob("[0-9]*") if p.name.isdigit()), reverse=True):
             try:
-                state = read_object(path / STATE, ("images_seen", "files", *needed), KINDS)
+                state = read_object(path / STATE_FILE, ("images_seen", "files", *needed), KINDS)
                 for name, size in state["files"].items():
                     if (path / name).stat().st_size != size:
                         raise ValueError(f"{name} is {(path / name).stat().st_size} bytes, not {size}")

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.files import INDEX_FILE, STUDENT_FILE, read_object, write_text
+from sidlsg.files import INDEX_FILE, STATE_FILE, STUDENT_FILE, read_object, write_text
 from sidlsg.paths import full_path, writable
 from sidlsg.settings import load_settings
 from sidlsg.teachers.prompt_lists import is_named_list
@@ -32,6 +32,11 @@ def default_name(config: Config, preset: str | None) -> str:
     teacher = Path(config.teacher).name if os.path.isabs(config.teacher) else config.teacher
     teacher, made = (text.encode()[:80].decode(errors="ignore") for text in (teacher, Path(preset or "custom").stem))
     return re.sub(r"[^\w.-]+", "-", f"{teacher}-{made}-{config.strategy_name}-{scales}").strip("-.")
+
+
+def defining(config: Config) -> dict[str, Any]:
+    """The settings that make a run what it is, as plain values; all others may change when it is taken up again."""
+    return {name: value for name, value in settled(config).as_dict().items() if name not in FREE_FIELDS}
 
 
 def settled(config: Config) -> Config:
@@ -91,12 +96,31 @@ class RunFolder:
     def best(self) -> Path:
         return self.path / "best"
 
+    @property
+    def configured(self) -> Path | None:
+        """The file that says what run this is: ``config.yaml``, or where that is missing or empty (as a crash of the machine may
+        leave it) the newest checkpoint's ``state.json``. None where there is no run."""
+        if self.config.is_file() and self.config.read_bytes().strip(b"\0\r\n "):
+            return self.config
+        states = sorted(self.checkpoints.glob(f"[0-9]*/{STATE_FILE}"))
+        return states[-1] if states else None
+
     def load_config(self) -> Config:
-        """The configuration saved in ``config.yaml``."""
+        """The run's configuration, from the file ``configured``; from a checkpoint without the settings that may change.
+
+        Raises UsageError when there is none or its settings are not valid, SidlsgError when a ``state.json`` is damaged.
+        """
+        path = self.configured
+        if path is None:
+            raise UsageError(f"{self.path} holds no run")
         try:
-            return settled(Config(**load_settings(self.config)))
+            if path == self.config:
+                return settled(Config(**load_settings(path)))
+            return settled(Config(**read_object(path, ("settings",), {"settings": dict})["settings"]))
+        except TypeError as error:
+            raise UsageError(f"{path} is of another version of sidlsg ({error})") from None
         except UsageError as error:
-            raise error if str(self.config) in str(error) else UsageError(f"{self.config}: {error}") from None
+            raise error if str(path) in str(error) else UsageError(f"{path}: {error}") from None
 
     @property
     def begun(self) -> bool:
@@ -105,7 +129,7 @@ class RunFolder:
 
     def complete(self, config: Config) -> bool:
         """Whether the folder holds a finished run (one with a whole student) of exactly this configuration."""
-        if not self.config.is_file() or missing_of_student(self.student):
+        if not self.configured or missing_of_student(self.student):
             return False
         return self.load_config() == settled(config)
 
@@ -121,9 +145,9 @@ class RunFolder:
                 raise UsageError(
                     f"{folder} is a link or a file, where the run would write a folder; move it away, or give another --out"
                 )
-        if self.config.is_file():
-            old, new = self.load_config().as_dict(), settled(config).as_dict()
-            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in FREE_FIELDS and old[k] != new[k]]
+        if self.configured:
+            old, new = defining(self.load_config()), defining(config)
+            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k]]
             if differ:
                 raise UsageError(
                     f"{self.path} holds a run with other settings: {', '.join(differ)}. "

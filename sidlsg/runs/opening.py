@@ -22,7 +22,7 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     Raises UsageError when ``name`` is not a model, SidlsgError when its files are missing or damaged.
     """
     folder = RunFolder(user_path(name))
-    if name in registry() or not folder.config.is_file():
+    if name in registry() or not folder.configured:
         return load_model(name, device, dtype)
     if student_is_newest(folder):
         return load_model(str(folder.student), device, dtype)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,23 @@ from sidlsg.method.denoiser import Denoiser
 from sidlsg.method.schedule import NoiseSchedule
 
 
-class PromptEncoder(Protocol):
-    """Prompts to what the network is conditioned on."""
+class PromptEncoder(ABC):
+    """Prompts to what the network is conditioned on: ``tokens`` on the host, then ``encode`` on the model's device."""
 
     empty: Condition  # ∅: what a dropped prompt becomes and guidance starts from, of one sample
+    device: torch.device
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
         """B prompts -> a condition of B samples, float32; prompts that are too long are cut."""
-        ...
+        return self.encode({name: ids.to(self.device) for name, ids in self.tokens(prompts).items()})
+
+    @abstractmethod
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What ``encode`` takes of B prompts: named tensors on the CPU, each with B rows. Any thread may call it."""
+
+    @abstractmethod
+    def encode(self, tokens: Mapping[str, Tensor]) -> Condition:
+        """``tokens`` on ``device`` -> a condition of B samples, float32. The host does not wait for the device."""
 
 
 @dataclass(frozen=True)

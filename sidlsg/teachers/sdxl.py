@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sidlsg.errors import UsageError
 from sidlsg.method.condition import Condition
-from sidlsg.teachers.family import Description, Model
-from sidlsg.teachers.text import penultimate_states, text_width
+from sidlsg.teachers.family import Description, Model, PromptEncoder
+from sidlsg.teachers.text import penultimate_states, text_width, tokens
 from sidlsg.teachers.unet_family import UnetFamily
 
 
@@ -85,11 +85,12 @@ def _zeros_for_empty(index: Mapping[str, Any]) -> bool:
     return bool(index.get("force_zeros_for_empty_prompt", True))  # the pipeline's own default
 
 
-class Encoder:
+class Encoder(PromptEncoder):
     """Prompts to the embeddings of their tokens by both encoders, the pooled embedding, and the time ids of a square picture."""
 
     def __init__(self, model: Model) -> None:
         self.parts = model.parts
+        self.device = next(self.parts["text_encoder"].parameters()).device
         factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
         height, width = (factor * side for side in model.latent_shape[1:])
         # Original size, top left corner of the crop, target size: a whole picture of the model's own resolution.
@@ -99,10 +100,12 @@ class Encoder:
             zeros = {name: torch.zeros_like(self.empty[name]) for name in ("text", "pooled")}
             self.empty = Condition({**self.empty.tensors, **zeros})
 
-    def __call__(self, prompts: Sequence[str]) -> Condition:
-        """B prompts -> a condition of B samples, float32; prompts longer than L tokens are cut, as the stock pipeline does."""
-        parts = self.parts
-        first, _ = penultimate_states(parts["tokenizer"], parts["text_encoder"], prompts)
-        second, pooled = penultimate_states(parts["tokenizer_2"], parts["text_encoder_2"], prompts)
-        time_ids = self.time_ids.to(pooled.device).expand(len(prompts), 6)
-        return Condition({"text": torch.cat([first, second], dim=-1), "pooled": pooled, "time_ids": time_ids})
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        ids = {name: tokens(self.parts[name], prompts) for name in ("tokenizer", "tokenizer_2")}
+        return {**ids, "time_ids": self.time_ids.repeat(len(prompts), 1)}
+
+    def encode(self, tokens: Mapping[str, Tensor]) -> Condition:
+        first, _ = penultimate_states(self.parts["text_encoder"], tokens["tokenizer"])
+        second, pooled = penultimate_states(self.parts["text_encoder_2"], tokens["tokenizer_2"])
+        text = torch.cat([first, second], dim=-1)
+        return Condition({"text": text, "pooled": pooled, "time_ids": tokens["time_ids"]})

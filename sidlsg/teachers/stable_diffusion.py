@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sidlsg.method.condition import Condition
-from sidlsg.teachers.family import Description, Model
-from sidlsg.teachers.text import last_states, text_width
+from sidlsg.teachers.family import Description, Model, PromptEncoder
+from sidlsg.teachers.text import last_states, text_width, tokens
 from sidlsg.teachers.unet_family import UnetFamily
 
 
@@ -56,13 +56,16 @@ class StableDiffusion(UnetFamily):
         return Condition({"text": torch.zeros(count, tokens, network.config.cross_attention_dim, device=device)})
 
 
-class Encoder:
-    """Prompts to the embeddings of their tokens."""
+class Encoder(PromptEncoder):
+    """Prompts to the embeddings ``text`` [B, L, D] of their tokens, L of them as in the stock pipeline."""
 
     def __init__(self, model: Model) -> None:
         self.tokenizer, self.text_encoder = model.parts["tokenizer"], model.parts["text_encoder"]
+        self.device = next(self.text_encoder.parameters()).device
         self.empty = self([""])
 
-    def __call__(self, prompts: Sequence[str]) -> Condition:
-        """B prompts -> ``text`` [B, L, D] float32; prompts longer than L tokens are cut, as the stock pipeline does."""
-        return Condition({"text": last_states(self.tokenizer, self.text_encoder, prompts)})
+    def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"tokenizer": tokens(self.tokenizer, prompts)}
+
+    def encode(self, tokens: Mapping[str, Tensor]) -> Condition:
+        return Condition({"text": last_states(self.text_encoder, tokens["tokenizer"])})

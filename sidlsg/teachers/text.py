@@ -42,29 +42,32 @@ def text_width(config: Mapping[str, Any]) -> int:
     return (config.get("text_config") or config).get("hidden_size", 512)
 
 
-def tokens(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
-    """B prompts -> ids [B, L], padded and cut to the tokenizer's ``model_max_length`` L."""
+def tokens(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """B prompts -> ids [B, L] on the CPU, padded and cut to the tokenizer's ``model_max_length`` L.
+
+    Two threads may call it at once, since every call pads and cuts alike: one that did not would change the tokenizer, which
+    fails with "Already borrowed" while another thread uses it.
+    """
     return tokenizer(
         list(prompts),
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
-    ).input_ids.to(device)
+    ).input_ids
 
 
 @torch.no_grad()
-def last_states(tokenizer: Any, encoder: nn.Module, prompts: Sequence[str]) -> Tensor:
-    """Every token's hidden state after the encoder's final normalisation: [B, L, D] float32 (Stable Diffusion 1.x and 2.x)."""
-    ids = tokens(tokenizer, prompts, next(encoder.parameters()).device)
+def last_states(encoder: nn.Module, ids: Tensor) -> Tensor:
+    """Ids [B, L] on the encoder's device -> every token's hidden state after the encoder's final normalisation, [B, L, D] float32
+    (Stable Diffusion 1.x and 2.x)."""
     return torch.cat([encoder(part)[0].float() for part in ids.split(BATCH)])
 
 
 @torch.no_grad()
-def penultimate_states(tokenizer: Any, encoder: nn.Module, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Every token's hidden state after the last layer but one, [B, L, D], and the encoder's first output, which is the pooled
-    embedding [B, P] if the encoder has a projection; both float32 (SDXL)."""
-    ids = tokens(tokenizer, prompts, next(encoder.parameters()).device)
+def penultimate_states(encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids [B, L] on the encoder's device -> every token's hidden state after the last layer but one, [B, L, D], and the encoder's
+    first output, which is the pooled embedding [B, P] if the encoder has a projection; both float32 (SDXL)."""
     states, pooled = [], []
     for part in ids.split(BATCH):
         out = encoder(part, output_hidden_states=True)  # all layers' states, which must not outlive the part

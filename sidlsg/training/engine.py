@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.devices import DTYPES
-from sidlsg.distributed import all_reduce_sum
 from sidlsg.errors import SidlsgError
 from sidlsg.method import draws
-from sidlsg.method.algorithm import Batch, Networks, train_iteration
+from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.method.times import UniformTimes
 from sidlsg.method.update import NetworkUpdate, Stats
 from sidlsg.teachers.family import Model, PromptEncoder
+from sidlsg.training.attention import choose_attention
 
 
 def stored_dtype(config: Config) -> torch.dtype:
@@ -30,9 +31,28 @@ def stored_dtype(config: Config) -> torch.dtype:
     return DTYPES["fp16"] if config.precision == "fp16" else DTYPES["fp32"]
 
 
+@dataclass(frozen=True)
+class HostBatch:
+    """One update's draws before they reach the device: in pinned memory if it is a GPU, so that the copies make nothing wait.
+
+    z, eps: [B, C, H, W]; t: [B]; tokens: of B prompts, by name; kept: [B] bool, false where the prompt is dropped, or None where
+    none can be.
+    """
+
+    z: Tensor
+    eps: Tensor
+    t: Tensor
+    tokens: dict[str, Tensor]
+    kept: Tensor | None
+
+
 @dataclass
 class Engine:
-    """phi, psi and theta with everything that updates them, as the configuration asks."""
+    """phi, psi and theta with everything that updates them, as the configuration asks.
+
+    ``ahead`` is None between two iterations. In one that was left after psi's step it is the statistics of that step, and
+    ``iterate`` goes on with theta's update.
+    """
 
     config: Config
     teacher: Model
@@ -44,6 +64,7 @@ class Engine:
     theta: NetworkUpdate
     ema: Ema | None
     attention: str
+    ahead: Stats | None = None
 
     @classmethod
     def build(cls, config: Config, teacher: Model, device: torch.device) -> Engine:
@@ -56,8 +77,9 @@ class Engine:
         if len(teacher.schedule) <= max(config.t_max, config.t_init):
             raise SidlsgError(f"the teacher has {len(teacher.schedule)} timesteps; t_max and t_init must be smaller")
         teacher.vae.to("cpu")
-        attention = configure_network(teacher.network, config)
+        configure_network(teacher.network, config)
         autocast = DTYPES["bf16"] if config.precision == "bf16" else None
+        attention = choose_attention(teacher.network, config.attention, autocast)
         fake = deepcopy(teacher.network).requires_grad_(True)
         generator = deepcopy(teacher.network).requires_grad_(True)
         if config.half_teacher and autocast is not None:
@@ -95,8 +117,8 @@ class Engine:
         for network in (self.teacher.network, self.fake, self.generator):
             network.compile(dynamic=False)
 
-    def draw(self, update: int, first: int, prompts: Sequence[str]) -> Batch:
-        """One update's draws for the samples first, first + 1, ... of the run, one a prompt, on the networks' device.
+    def draw(self, update: int, first: int, prompts: Sequence[str]) -> HostBatch:
+        """One update's draws for the samples first, first + 1, ... of the run, one a prompt. Any thread may call it.
 
         Args:
             update: ``draws.FAKE_SCORE``, whose prompts are dropped with the configured probability, or ``draws.GENERATOR``.
@@ -104,18 +126,35 @@ class Engine:
         config = self.config
         times = UniformTimes(config.t_min, config.t_max)
         found = draws.draw(config.seed, update, first, len(prompts), self.teacher.latent_shape, times)
-        c = self.encode(prompts)
-        if update == draws.FAKE_SCORE and config.drops_prompts:
-            c = c.where(found.u >= config.drop_prompt, self.encode.empty)
-        z, eps, t = (x.to(c.device, non_blocking=True) for x in (found.z, found.eps, found.t))
-        return Batch(z, c, t, eps)
+        drops = update == draws.FAKE_SCORE and config.drops_prompts
+
+        def pinned(x: Tensor) -> Tensor:
+            return x.pin_memory() if self.encode.device.type == "cuda" else x
+
+        tokens = {name: pinned(ids) for name, ids in self.encode.tokens(prompts).items()}
+        kept = pinned(found.u >= config.drop_prompt) if drops else None
+        return HostBatch(pinned(found.z), pinned(found.eps), pinned(found.t), tokens, kept)
+
+    def send(self, batch: HostBatch) -> Batch:
+        """Draws to the networks' device, their prompts encoded there; the host waits for neither."""
+
+        def sent(x: Tensor) -> Tensor:
+            return x.to(self.encode.device, non_blocking=True)
+
+        c = self.encode.encode({name: sent(ids) for name, ids in batch.tokens.items()})
+        if batch.kept is not None:
+            c = c.where(sent(batch.kept), self.encode.empty)
+        return Batch(sent(batch.z), c, sent(batch.t), sent(batch.eps))
 
     def iterate(self, batches: tuple[Batch, Batch], images_seen: int) -> tuple[Stats, Stats]:
-        """One iteration of Algorithm 1 and of the average, at ``images_seen`` images."""
-        config = self.config
-        stats = train_iteration(self.nets, self.psi, self.theta, batches, config.micro_batches)
+        """One iteration of Algorithm 1, psi's update and then theta's, and of the average, at ``images_seen`` images."""
+        config, (fake, micro) = self.config, self.config.micro_batches
+        if self.ahead is None:
+            self.ahead = update_fake_score(self.nets, self.psi, batches[0], fake)
+        stats = self.ahead, update_generator(self.nets, self.theta, batches[1], micro)
         if self.ema:
             self.ema.update(ema_decay(images_seen, config.batch, config.ema_half_life, config.ema_ramp_up))
+        self.ahead = None
         return stats
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -168,30 +207,17 @@ def _update(config: Config, net: nn.Module, clip_value: float | None) -> Network
         adam: LeanAdam | FullAdam = LeanAdam(net.parameters(), offload=config.offload_optimizer, **options)
     else:
         adam = FullAdam(net.parameters(), **options)
-    return NetworkUpdate(net, adam, config.batch, clip_value, all_reduce_sum)
+    reduce = distributed.all_reduce_sum if distributed.started() else None
+    return NetworkUpdate(net, adam, config.batch, clip_value, reduce)
 
 
-def configure_network(network: Any, config: Config) -> str:
-    """Attention, memory layout and checkpointing as the configuration asks; returns the attention in use.
-
-    xFormers falls back to SDPA, whose FlashAttention and memory-efficient kernels save the same memory.
-    """
-    attention: str = config.attention
-    if attention == "xformers":
-        try:
-            network.enable_xformers_memory_efficient_attention()
-        except Exception:  # not installed, or no GPU
-            attention = "sdpa (xFormers is not usable here)"
-    elif attention == "eager":
-        from diffusers.models.attention_processor import AttnProcessor
-
-        network.set_attn_processor(AttnProcessor())
+def configure_network(network: Any, config: Config) -> None:
+    """Memory layout and checkpointing as the configuration asks."""
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # also where weights are frozen: it acts whenever gradients are recorded
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    return attention
 
 
 def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
@@ -202,16 +228,3 @@ def halve_weights(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
-
-
-@contextmanager
-def plain_attention(network: Any) -> Iterator[None]:
-    """Attention written out in matrix products and a softmax, inside the block: slow, large, and surely right."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    kept = dict(network.attn_processors)
-    network.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        network.set_attn_processor(kept)

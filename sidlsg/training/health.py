@@ -62,18 +62,28 @@ class Summary:
         return line | {"skipped_samples": line.pop("skipped")}
 
 
+def stats_to_numbers(stats: Stats) -> dict[str, Any]:
+    """An update's statistics as plain numbers, for a checkpoint."""
+    return {name: value.tolist() for name, value in vars(stats).items()}
+
+
+def stats_from_numbers(numbers: dict[str, Any], device: torch.device) -> Stats:
+    """The statistics that ``stats_to_numbers`` made them of."""
+    return Stats(**{name: torch.tensor(value, device=device) for name, value in numbers.items()})
+
+
 def to_numbers(window: Window) -> list[list[dict[str, Any]]]:
     """A window as plain numbers, for a checkpoint."""
-    return [[{name: value.tolist() for name, value in vars(stats).items()} for stats in pair] for pair in window]
+    return [[stats_to_numbers(stats) for stats in pair] for pair in window]
 
 
 def from_numbers(numbers: list[list[dict[str, Any]]], device: torch.device) -> Window:
     """The window that ``to_numbers`` made them of; without the iterations of versions that kept other statistics."""
-
-    def stats(values: dict[str, Any]) -> Stats:
-        return Stats(**{name: torch.tensor(value, device=device) for name, value in values.items()})
-
-    return [(stats(psi), stats(theta)) for psi, theta in numbers if isinstance(psi, dict)]
+    return [
+        (stats_from_numbers(psi, device), stats_from_numbers(theta, device))
+        for psi, theta in numbers
+        if isinstance(psi, dict)
+    ]
 
 
 def check(window: Window, config: Config, images_seen: int, kept: str) -> Summary:

@@ -15,7 +15,8 @@ from sidlsg.method import draws
 from sidlsg.method.algorithm import generator_losses
 from sidlsg.method.guidance import Guidance
 from sidlsg.method.times import UniformTimes
-from sidlsg.training.engine import Engine, plain_attention
+from sidlsg.training.attention import plain_attention
+from sidlsg.training.engine import Engine
 
 # Added to kappa4 for a gradient that is not zero, large against the rounding of half precision.
 RAISE = 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from sidlsg.formats import duration, sparkline
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.training.due import Clock
 
 NOTE = (
     "The generator loss oscillates around zero by design and says nothing about quality. report.html in the run folder shows "
@@ -51,13 +51,12 @@ class Bar(Progress):
 class RunProgress:
     """Shows images seen, images/s, time left, losses, memory, the score's course and the latest grid. Use as a context manager.
 
-    ``due()`` says whether an update is wanted, so that the caller reads values from the GPU only then.
+    ``due`` says whether an update is wanted, so that the caller reads values from the GPU only then.
     """
 
     def __init__(self, console: Console, total: int, start: int, folder: RunFolder) -> None:
         self.console, self.total, self.start, self.folder = console, total, start, folder
-        self.every = 1.0 if console.is_interactive else 5.0
-        self._begun = self._last = time.monotonic()
+        self._running, self._shown = Clock(), Clock(1.0 if console.is_interactive else 5.0)
         self._bar: Bar | None = None
         self._grid = newest_grid(folder)
 
@@ -76,13 +75,14 @@ class RunProgress:
         if self._bar:
             self._bar.stop()
 
+    @property
     def due(self) -> bool:
-        return time.monotonic() - self._last >= self.every
+        return self._shown.due
 
     def update(self, images_seen: int, loss_fake: float, loss_generator: float, peak_gib: float) -> None:
         """Show how far the run is; losses are summed over C, H, W and averaged over the batch."""
-        self._last = time.monotonic()
-        rate = (images_seen - self.start) / max(1e-9, self._last - self._begun)
+        self._shown.restart()
+        rate = (images_seen - self.start) / max(1e-9, self._running.passed)
         left = duration((self.total - images_seen) / rate) if rate > 0 else "?"
         lines = [
             f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {left} left  {peak_gib:.2f} GiB",

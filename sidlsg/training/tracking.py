@@ -25,20 +25,14 @@ from sidlsg.sampling.pictures import to_pil
 CHUNK = 256  # pictures in memory at once
 
 
-def due(before: int, after: int, every: int, batch: int) -> bool:
-    """Whether scores are due at a number of images in (before, after].
-
-    They are due at every multiple of ``every`` and, before the first, at each doubling of the batch, so that a log-log plot has
-    points from the start.
-    """
-    if after // every > before // every:
-        return True
-    at = batch
-    while at < every:
-        if before < at <= after:
-            return True
-        at *= 2
-    return False
+def score_places(config: Config) -> list[int]:
+    """The images seen at which scores are due: every multiple of ``eval_every``, before the first each doubling of the batch, so
+    that a log-log plot has points from the start, and the end. Empty without ``eval_every``."""
+    every = config.eval_every
+    if every is None:
+        return []
+    doublings = [config.batch << n for n in range(every.bit_length()) if config.batch << n < every]
+    return [*doublings, *range(every, config.images, every), config.images]
 
 
 class Tracker:

@@ -7,7 +7,8 @@ the weights and the optimiser's state.
 from __future__ import annotations
 
 import json
-import time
+import math
+import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -16,18 +17,27 @@ import torch
 from rich.console import Console
 
 from sidlsg import distributed, report
-from sidlsg.config import FREE_FIELDS, Config
-from sidlsg.devices import peak_memory, pick_device
+from sidlsg.config import Config
+from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, Stopped, UsageError, sentence
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.folder import RunFolder, defining, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
-from sidlsg.training.engine import Engine, stored_dtype
-from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
+from sidlsg.training.due import Clock, Due
+from sidlsg.training.engine import Engine, HostBatch, stored_dtype
+from sidlsg.training.health import (
+    Summary,
+    Window,
+    check,
+    from_numbers,
+    stats_from_numbers,
+    stats_to_numbers,
+    to_numbers,
+)
 from sidlsg.training.mirror import Mirror, check_tracker
 from sidlsg.training.outputs import (
     draw_grid,
@@ -37,10 +47,11 @@ from sidlsg.training.outputs import (
     teacher_grid_is_cheap,
     write_student,
 )
+from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
-from sidlsg.training.signals import stop_signals
-from sidlsg.training.tracking import Tracker, draw_curves, due
+from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
+from sidlsg.training.tracking import Tracker, draw_curves, score_places
 from sidlsg.version import __version__
 
 
@@ -58,13 +69,17 @@ class Trainer:
         folder.check(config)
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
+        self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
+        self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         check_tracker(config.tracker)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
         self.engine = Engine.build(config, teacher, self.device)
+        self.memory = PeakMemory(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
+        self.drawn = Prefetch(self.draw)
         self.window: Window = []  # iterations since the last line of metrics
         if self.processes.main:
             folder.claim(config)
@@ -76,8 +91,18 @@ class Trainer:
 
     # -- state --------------------------------------------------------------------------------------------------------
 
+    @property
+    def place(self) -> tuple[int, bool]:
+        """Where the run stands: images seen, and whether psi has taken its step beyond them and theta has not."""
+        return self.images_seen, self.engine.ahead is not None
+
     def save(self) -> None:
-        """Write a checkpoint of the state at images_seen; raises SidlsgError, on every process, when it is not finite."""
+        """Write a checkpoint of the state, unless there is one; raises SidlsgError, on every process, when the run is no longer
+        sane or the state not finite."""
+        if self.saved == self.place:
+            return
+        if self.window:
+            self.check()  # a checkpoint of a diverged run would only hide the good one before
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
         if not self.engine.finite():
@@ -88,7 +113,8 @@ class Trainer:
         if self.processes.main:
             facts = {
                 "adam_steps": self.engine.adam_steps,
-                "precision": self.config.precision,
+                "ahead": stats_to_numbers(self.engine.ahead) if self.engine.ahead else None,
+                "settings": defining(self.config),
                 "prompts_sha256": self.prompts.sha256,
                 "teacher_sha256": self.teacher_sha256,
                 "window": to_numbers(self.window),
@@ -96,6 +122,7 @@ class Trainer:
             }
             self.checkpoints.save(self.images_seen, self.engine.state(), facts)
         distributed.barrier()
+        self.saved = self.place
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
@@ -124,6 +151,8 @@ class Trainer:
                 f"the checkpoints in {self.checkpoints.folder} are of another model ({different} differs)"
             )
         self.images_seen = state["images_seen"]
+        self.engine.ahead = stats_from_numbers(state["ahead"], self.device) if state.get("ahead") else None
+        self.saved = self.place
         self.window = from_numbers(state.get("window", []), self.device)
         if self.processes.main:
             self.folder.cut_metrics(self.images_seen)
@@ -131,10 +160,9 @@ class Trainer:
 
     def agree(self) -> None:
         """Raise SidlsgError, on every process, when the processes would not train the same run from the same place."""
-        settings = {name: value for name, value in self.config.as_dict().items() if name not in FREE_FIELDS}
         facts = {
-            "images seen": self.images_seen,
-            "settings": settings,
+            "images seen": self.place,
+            "settings": defining(self.config),
             "micro-batches": self.config.micro_batches,
             "prompts": self.prompts.sha256,
             "teacher": self.teacher_sha256,
@@ -152,14 +180,25 @@ class Trainer:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
         when another process trains in this folder."""
         with self.folder.locked() if self.processes.main else nullcontext():
-            self._run()
+            resumed = self.begin()
+            mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
+            self.mirror = Mirror(mirrored, self.folder, self.images_seen, self.warn)
+            try:
+                with closing(self.mirror):
+                    if not resumed:
+                        self.show_untrained()
+                    self.train()
+                    if self.processes.main:
+                        write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
+            finally:
+                self.report()
 
-    def _run(self) -> None:
-        config = self.config
+    def begin(self) -> bool:
+        """Resume; or check the networks. Returns whether the run was resumed."""
         resumed = self.resume()
         self.agree()
         if resumed:
-            say(self.console, f"resuming at {self.images_seen:,} images")
+            say(self.console, f"resuming at {self.images_seen:,} images; attention {self.engine.attention}")
         else:
             if self.processes.main:
                 if self.folder.begun:
@@ -170,82 +209,95 @@ class Trainer:
                         "note: ",
                     )
                 self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
-            say(self.console, preflight(self.engine, self.prompts[0]))
-        self.mirror = Mirror(
-            config if self.processes.main else replace(config, tracker="none"), self.folder, self.images_seen, self.warn
-        )
-        try:
-            with closing(self.mirror):
-                self._train(resumed)
-        finally:
-            self.report()
+            found = preflight(self.engine, self.prompts[0])
+            say(self.console, f"{found}; peak memory {self.memory.read()[0]:.2f} GiB")
+        for text in self.tracker.warnings if self.tracker else []:
+            say(self.console, f"scores while training: {text}", "note: ")
+        self.console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+        if self.config.precision == "fp16":
+            self.warn(FP16_NOTE)
+        return resumed
 
     def warn(self, text: str) -> None:
         say(self.console, text, "warning: ")
 
-    def _train(self, resumed: bool) -> None:
+    def show_untrained(self) -> None:
+        """Draw what the teacher makes of the fixed prompts, where that is cheap, and draw and score the untrained generator."""
+        if self.processes.main and teacher_grid_is_cheap(self.config, len(self.grid_prompts)):
+            path = self.folder.teacher_grid
+            self.spare("the teacher's pictures", lambda: draw_teacher_grid(self.engine, self.grid_prompts, path))
+        self.grid()
+        self.score(first=True)
+
+    def train(self) -> None:
+        """Iterate to ``config.images``, with all that is due on the way."""
         config = self.config
-        if not resumed:
-            if self.processes.main and teacher_grid_is_cheap(config, len(self.grid_prompts)):
-                path = self.folder.teacher_grid
-                self.spare("the teacher's pictures", lambda: draw_teacher_grid(self.engine, self.grid_prompts, path))
-            self.grid()
-            self.track(-1)
-        for text in self.tracker.warnings if self.tracker else []:
-            say(self.console, f"scores while training: {text}", "note: ")
         if config.compile:
             self.engine.compile()
-        grids = grid_places(config.images, config.batch)
-        begun, logged, saved = time.monotonic(), self.images_seen, time.monotonic()
-        self.console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
-        if config.precision == "fp16":
-            self.warn(FP16_NOTE)
+        grids, scores = grid_places(config.images, config.batch), score_places(config)
+        since_saved = Clock(math.inf if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes)
+        since_logged, logged = Clock(), self.images_seen
+        self.memory.reset()
         with (
             RunProgress(self.console, config.images, self.images_seen, self.folder) as progress,
-            stop_signals() as stop,
+            stop_signals(self.stop),
         ):
             while self.images_seen < config.images:
                 before = self.images_seen
-                self.iterate()
-                crossed, last = _crossed(before, self.images_seen), self.images_seen >= config.images
-                if progress.due():
-                    psi, theta = self.window[-1]
-                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), peak_memory(self.device))
-                if crossed(config.log_every) or last:
-                    seconds = time.monotonic() - begun
-                    self.log(self.check(), (self.images_seen - logged) / seconds)
-                    self.window, begun, logged = [], time.monotonic(), self.images_seen
-                if any(before < at <= self.images_seen for at in grids):
-                    self.grid()
-                begun += self.track(before)
-                late = (
-                    config.checkpoint_minutes is not None and time.monotonic() - saved >= 60 * config.checkpoint_minutes
-                )
-                stopping, late = distributed.any_process(stop.is_set(), late)
-                if crossed(config.checkpoint_every) or late or stopping or last:
-                    if self.window:
-                        self.check()  # a checkpoint of a diverged run would only hide the good one before
+                try:
+                    self.iterate()
+                except Interrupted:
                     self.save()
-                    saved = time.monotonic()
+                    raise self.stopped() from None
+                due, last = Due(before, self.images_seen), self.images_seen >= config.images
+                if progress.due:
+                    psi, theta = self.window[-1]
+                    progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), self.memory.read()[0])
+                if due.every(config.log_every) or last:
+                    self.log(self.check(), (self.images_seen - logged) / since_logged.passed)
+                    self.window, logged = [], self.images_seen
+                    since_logged.restart()
+                if due.any_of(grids):
+                    self.grid()
+                if due.any_of(scores):
+                    with since_logged.halted():
+                        self.score()
+                stopping, late = distributed.any_process(self.stop.is_set(), since_saved.due)
+                if due.every(config.checkpoint_every) or late or stopping or last:
+                    self.save()
+                    since_saved.restart()
                 if stopping and not last:
-                    raise Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
-        if self.processes.main:
-            write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
+                    raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        return Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
 
     def iterate(self) -> None:
-        """One iteration of Algorithm 1 with its average; its statistics join the window."""
-        batches = (self.draw(draws.FAKE_SCORE), self.draw(draws.GENERATOR))
+        """One iteration of Algorithm 1 with its average; its statistics join the window. Meanwhile the next one is drawn.
+
+        Raises Interrupted when a single process is to stop, between two micro-batches. Several processes end the iteration: it is
+        shorter, and they would have to agree before every micro-batch.
+        """
+        following = self.images_seen + self.config.batch
+        psi, theta = self.drawn.take(self.images_seen, following if following < self.config.images else None)
+        batches = self.stoppable(self.engine.send(psi)), self.stoppable(self.engine.send(theta))
         self.window.append(self.engine.iterate(batches, self.images_seen))
         self.images_seen += self.config.batch
 
-    def draw(self, update: int) -> Batch:
-        """This process's slice of one update's draws. Prompts of both updates come from one stream, psi's first."""
+    def stoppable(self, batch: Batch) -> Batch:
+        return StoppableBatch(**vars(batch), stop=self.stop) if self.processes.world == 1 else batch
+
+    def draw(self, images_seen: int) -> tuple[HostBatch, HostBatch]:
+        """This process's slice of both updates' draws, psi's and theta's. Prompts of both come from one stream, psi's first."""
         batch = self.config.batch
         count = batch // self.processes.world
         offset = self.processes.rank * count
-        position = 2 * self.images_seen + (batch if update == draws.GENERATOR else 0)
-        prompts = [self.prompts[i] for i in self.order(position + offset, count)]
-        return self.engine.draw(update, self.images_seen + offset, prompts)
+
+        def drawn(update: int, position: int) -> HostBatch:
+            prompts = [self.prompts[i] for i in self.order(position + offset, count)]
+            return self.engine.draw(update, images_seen + offset, prompts)
+
+        return drawn(draws.FAKE_SCORE, 2 * images_seen), drawn(draws.GENERATOR, 2 * images_seen + batch)
 
     def check(self) -> Summary:
         """The window's summary; raises SidlsgError when the run is no longer sane."""
@@ -264,7 +316,7 @@ class Trainer:
             "images_seen": self.images_seen,
             **found.as_line(),
             "images_per_second": round(rate, 3),
-            "peak_gib": round(peak_memory(self.device), 3),
+            "peak_gib": round(self.memory.read()[0], 3),
         }
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -289,36 +341,29 @@ class Trainer:
             draw_grid(self.engine, self.grid_prompts, self.images_seen, path)
             self.mirror.picture(self.images_seen, path)
             self.report()
+        self.memory.reset()
 
-    def track(self, before: int) -> float:
-        """Score the student when that is due since ``before`` images (-1: the start); returns the seconds it took.
+    def score(self, first: bool = False) -> None:
+        """Score the student, where that is wanted: append to scores.jsonl and redraw curves.png.
 
-        Appends to scores.jsonl, redraws curves.png and, when the distance is the smallest so far, writes best/.
+        When the distance is the smallest so far, write best/; not at ``first``, when the generator is untrained.
         """
-        config, tracker, begun = self.config, self.tracker, time.monotonic()
-        if tracker is None or config.eval_every is None:
-            return 0.0
-        last = self.images_seen >= config.images
-        if not (before < 0 or last or due(before, self.images_seen, config.eval_every, config.batch)):
-            return 0.0
+        tracker, folder = self.tracker, self.folder
+        if tracker is None:
+            return
         with self.engine.averaged():
             scores = tracker(
                 lambda z, prompts: draw_pictures(self.engine, z, prompts), self.engine.teacher.latent_shape
             )
         if self.processes.main:
-            earlier = read_metrics(self.folder.scores) if self.folder.scores.is_file() else []
+            earlier = read_metrics(folder.scores) if folder.scores.is_file() else []
             line = {"images_seen": self.images_seen} | tracker.about | scores
-            with self.folder.scores.open("a", encoding="utf-8") as file:
+            with folder.scores.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self.mirror.line(line)
-            draw_curves([*earlier, line], self.folder.curves, tracker.protocol.distance)
+            draw_curves([*earlier, line], folder.curves, tracker.protocol.distance)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             say(self.console, f"{self.images_seen:,} images: {shown}")
-            if before >= 0 and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
-                write_student(self.engine, self.folder.best, self.images_seen, self.prompts.sha256, scores)
-        return time.monotonic() - begun
-
-
-def _crossed(before: int, after: int) -> Callable[[int], bool]:
-    """Whether a multiple of ``every`` lies in (before, after]."""
-    return lambda every: after // every > before // every
+            if not first and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
+                write_student(self.engine, folder.best, self.images_seen, self.prompts.sha256, scores)
+        self.memory.reset()

@@ -163,8 +163,9 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
     for strategy, peaks in found.items():
         config = take(engine, make_config(preset, settings | {"strategy": strategy}))
         for watch in (False, True):  # the first time, compilation and caches wait
-            with peaks.phase("draws"):
-                psi, theta = (engine.draw(update, 0, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR))
+            drawn = [engine.draw(update, 0, prompts) for update in (draws.FAKE_SCORE, draws.GENERATOR)]
+            with peaks.phase("draws", watch):
+                psi, theta = map(engine.send, drawn)
             fake, micro = config.micro_batches
             with peaks.phase("fake score", watch):
                 update_fake_score(engine.nets, engine.psi, first_rounds(psi, rounds), fake)
@@ -188,6 +189,7 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
         "gpu": torch.cuda.get_device_name(),
         "preset": preset,
         "settings": settings,
+        "attention": engine.attention,
         "reserved": torch.cuda.max_memory_reserved() / 2**30,
         "between": torch.cuda.memory_allocated() / 2**30,
         "strategies": {
