@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import torch
 
 from sidlsg.errors import UsageError, nearest
@@ -52,5 +54,16 @@ def peak_memory(device: torch.device) -> float:
     """GiB: peak allocated on a GPU, peak resident size of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_resident() / 2**30
+
+
+def peak_resident() -> int:
+    """Bytes: the largest resident size that this process has had; on Linux, since it was reset (``/proc/self/clear_refs``)."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

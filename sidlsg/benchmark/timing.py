@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from sidlsg.devices import peak_resident
 
 
 @dataclass
@@ -78,9 +78,4 @@ class PeakMemory:
         if self.device.type == "cuda":
             found = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
             return found[0] / 2**30, found[1] / 2**30
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, None
-        except (OSError, StopIteration):
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, None
+        return peak_resident() / 2**30, None
