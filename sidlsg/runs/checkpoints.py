@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sidlsg.errors import SidlsgError
 from sidlsg.files import Kinds, flush, read_object
+from sidlsg.runs.folder import STATE_FILE
 
 Tensors = dict[str, dict[str, Tensor]]
-STATE = "state.json"
 KINDS: Kinds = {
     "images_seen": int,
     "files": dict,
@@ -38,7 +38,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE_FILE).is_file())
 
     def save(self, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> Path:
         """Write ``{name}.safetensors`` for each group of tensors and ``state.json``, then delete the oldest checkpoints.
@@ -57,7 +57,7 @@ class Checkpoints:
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, file)
                 sizes[file.name] = file.stat().st_size
             state = {"images_seen": images_seen, "files": sizes, **state}
-            (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             for file in temporary.iterdir():
                 flush(file)
             flush(temporary)  # its directory entries, before it takes the checkpoint's name
@@ -93,7 +93,7 @@ class Checkpoints:
         damaged: list[str] = []
         for path in sorted((p for p in self.folder.glob("[0-9]*") if p.name.isdigit()), reverse=True):
             try:
-                state = read_object(path / STATE, ("images_seen", "files", *needed), KINDS)
+                state = read_object(path / STATE_FILE, ("images_seen", "files", *needed), KINDS)
                 for name, size in state["files"].items():
                     if (path / name).stat().st_size != size:
                         raise ValueError(f"{name} is {(path / name).stat().st_size} bytes, not {size}")

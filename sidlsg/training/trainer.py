@@ -23,8 +23,9 @@ from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.folder import MOVABLE, RunFolder, read_metrics, settled
 from sidlsg.teachers.loading import load_model
+from sidlsg.terminal import say
 from sidlsg.training.engine import Engine, stored_dtype
 from sidlsg.training.health import Summary, Window, check, from_numbers, to_numbers
 from sidlsg.training.outputs import draw_grid, draw_pictures, grid_places, write_student
@@ -57,6 +58,7 @@ class Trainer:
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
+        self.check_inputs()
         self.engine = Engine.build(config, teacher, self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
         self.window: Window = []  # iterations since the last line of metrics
@@ -67,6 +69,30 @@ class Trainer:
             raise SidlsgError(
                 f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
             )
+
+    def check_inputs(self) -> None:
+        """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
+        state = self.folder.recorded()
+        if state.get("prompts_sha256", self.prompts.sha256) != self.prompts.sha256:
+            raise UsageError(
+                f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
+                "one back, or give another --out to start a new run"
+            )
+        known = state.get("teacher_sha256", self.teacher_sha256)
+        if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
+            raise UsageError(
+                f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
+                "back, or give another --out to start a new run"
+            )
+        if state:
+            old, new = self.folder.load_config().as_dict(), settled(self.config).as_dict()
+            for name in MOVABLE:
+                if old[name] != new[name]:
+                    say(
+                        self.console,
+                        f"{new[name]} has the content of {old[name]}, which this run was started with",
+                        "note: ",
+                    )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -97,19 +123,6 @@ class Trainer:
         if loaded is None:
             return False
         tensors, state, warnings = loaded
-        if state["prompts_sha256"] != self.prompts.sha256:
-            raise UsageError(
-                f"{self.prompts.path} is not the prompt file this run was started with (its content has changed); "
-                "put the old one back, or give another --out to start a new run"
-            )
-        other = [
-            name for name, sha in self.teacher_sha256.items() if state.get("teacher_sha256", {name: sha})[name] != sha
-        ]
-        if other:
-            raise UsageError(
-                f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
-                "back, or give another --out to start a new run"
-            )
         for warning in warnings:
             self.console.print(f"[yellow]warning:[/] {escape(warning)}; going on from the one before", highlight=False)
         different = self.engine.load_state(tensors, state["adam_steps"])
