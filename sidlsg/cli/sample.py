@@ -51,6 +51,7 @@ def sample(
     `sidlsg sample "red heart" --model runs/my-run` · `sidlsg sample "red heart" --model emoji --steps 25`
     """
     from sidlsg.errors import SidlsgError, UsageError
+    from sidlsg.paths import check_output
     from sidlsg.prompts import PromptFile
 
     texts = list(prompt or [])
@@ -70,6 +71,8 @@ def sample(
         raise UsageError(f"--out {out} names one file, but there are {count} pictures; give a folder, or --grid")
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
+    folder = out.parent if single else out
+    check_output(folder)
 
     from sidlsg import api
     from sidlsg.sampling.pictures import free_path, make_grid, save_png, slug
@@ -87,7 +90,6 @@ def sample(
         precision=precision,
         device=device,
     )
-    folder = out.parent if single else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
