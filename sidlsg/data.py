@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -26,20 +27,34 @@ def presets_folder() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "presets"
 
 
-def cache_folder() -> Path:
-    """Where downloads that are not hub models, and counted footprints, are kept; the variable ``SIDLSG_CACHE`` overrides it.
+def in_cache(name: str) -> Path:
+    """Where a file or folder of the cache is or, when it is not there, is to be made.
 
-    Where the home folder is missing or cannot be written to, it is in the folder for temporary files.
+    The cache holds downloads and what was counted or encoded before. What it lacks is made in a folder of this user's below
+    the one for temporary files, when the cache cannot be written to.
     """
+    path = cache_folder() / name
+    return path if os.path.exists(path) or writable(path.parent) else _temporary_cache() / name
+
+
+def cache_folder() -> Path:
+    """The cache, which may be missing or read-only: ``~/.cache/sidlsg``, or what the variable ``SIDLSG_CACHE`` says."""
     if given := os.environ.get("SIDLSG_CACHE"):
         return user_path(given)
     try:
-        home = Path.home() / ".cache" / "sidlsg"
+        return Path.home() / ".cache" / "sidlsg"
     except RuntimeError:  # a user without an entry and without HOME, as in some containers
-        home = None
-    if home is not None and (home.is_dir() or writable(home)):
-        return home
+        return _temporary_cache()
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    """The same in every process of this user, and never a folder that another user has made, who could put anything there."""
+    user = os.getuid() if hasattr(os, "getuid") else None  # on Windows every user has a folder for temporary files
     try:
-        return Path(tempfile.gettempdir()) / "sidlsg-cache"
+        folder = Path(tempfile.gettempdir()) / f"sidlsg-cache{'' if user is None else f'-{user}'}"
+        if user is None or not os.path.lexists(folder) or os.lstat(folder).st_uid == user:
+            return folder
+        return Path(tempfile.mkdtemp(prefix="sidlsg-cache-"))
     except FileNotFoundError:  # nothing can be written anywhere
-        return home or Path("sidlsg-cache")
+        return Path("sidlsg-cache")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from sidlsg.errors import UsageError, nearest
@@ -76,9 +76,16 @@ class PeakMemory:
         if self.device.type == "cuda":
             found = torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
             return found[0] / 2**30, found[1] / 2**30
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20, None
-        except (OSError, StopIteration):
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, None
+        return peak_resident() / 2**30, None
+
+
+def peak_resident() -> int:
+    """Bytes: the largest resident size that this process has had; on Linux, since it was reset (``/proc/self/clear_refs``)."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,8 +48,14 @@ def read_object(path: Path, needed: tuple[str, ...] = (), kinds: Kinds | None = 
 
 
 def flush(path: Path) -> None:
-    """fsync a file or folder: after it, a power cut loses nothing that was written."""
-    handle = os.open(path, os.O_RDONLY)
+    """fsync a file or folder: after it, a power cut loses nothing that was written.
+
+    Windows opens no folders, and flushes only what is opened for writing.
+    """
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

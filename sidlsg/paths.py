@@ -25,6 +25,14 @@ def full_path(text: str | os.PathLike[str]) -> str:
     return os.path.realpath(path) if os.path.isfile(path) or os.path.isdir(path) else os.fspath(text)
 
 
+def check_output(folder: Path) -> None:
+    """Raise UsageError when results cannot be written to a folder, better before they are computed. Makes nothing."""
+    if len(os.fsencode(folder.name)) > 255:
+        raise UsageError(f"{folder.name[:40]}... is too long a name for a folder; give another --out")
+    if not writable(folder):
+        raise UsageError(f"cannot write to {folder}; give another --out")
+
+
 def writable(folder: Path) -> bool:
     """Whether files can be made in a folder, which need not exist yet. Makes nothing."""
     place = os.path.realpath(folder)

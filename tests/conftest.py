@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sidlsg import cli
+from sidlsg import cli, data
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
 from sidlsg.teachers.sdxl import StableDiffusionXL
@@ -162,6 +163,31 @@ def change_json(path: Path, **changes) -> None:
     path.write_text(
         json.dumps({k: v for k, v in content.items() if k not in changes or v is not None}), encoding="utf-8"
     )
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """``read_only(folder)``: nothing can be written below it, as far as the system is asked (root may write anywhere)."""
+    folders: list[Path] = []
+    allowed = os.access
+
+    def access(path: str, mode: int) -> bool:
+        below = any(Path(path).resolve().is_relative_to(folder) for folder in folders)
+        return not (below and mode & os.W_OK) and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    return lambda folder: folders.append(folder.resolve())
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, which holds the cache where nothing else can."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    data._temporary_cache.cache_clear()
+    yield folder
+    data._temporary_cache.cache_clear()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from sidlsg.data import cache_folder
+from sidlsg.data import in_cache
 from sidlsg.runs.folder import RunFolder
 from sidlsg.settings import preset_path
 
@@ -118,6 +118,19 @@ def test_an_unknown_option_or_command_is_code_2(run, arguments) -> None:
 
 
 # -- failures that are not the command's fault (exit code 1) ---------------------------------------------------------------
+
+
+def test_scores_by_emoji_are_said_to_say_little_about_another_teacher(run, short) -> None:
+    said = "says little about sd15. Give eval_protocol: gigagan and an eval_reference"
+    for options, expected in (
+        (["--teacher", "sd15", "--eval-every", "8"], True),
+        (["--teacher", "sd15", "--eval-every", "8", "--set", "eval_protocol=gigagan"], False),
+        (["--teacher", "sd15"], False),
+        (["--teacher", "emoji", "--eval-every", "8"], False),
+    ):
+        code, out, err = run(*short, *options, "--dry-run")
+        assert code == 0, err
+        assert (said in " ".join(out.split())) == expected
 
 
 def test_a_hub_model_without_network_says_what_to_do(run, short) -> None:
@@ -237,11 +250,11 @@ def test_a_mistake_in_sample_is_one_line_and_code_2(run, tmp_path: Path, argumen
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_pictures_that_cannot_be_written_are_a_failure(run, tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_written_are_not_drawn(run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code, _, err = run("sample", "a", "--out", "file/pictures")
     one_line(err, "cannot write to file/pictures", "another --out")
-    assert code == 1
+    assert code == 2
 
 
 def test_a_student_takes_neither_steps_nor_guidance_and_a_run_without_checkpoint_is_no_model(run, short, tmp_path):
@@ -346,7 +359,7 @@ def test_a_machine_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.delenv("SIDLSG_CACHE", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
-    assert cache_folder().is_relative_to(tempfile.gettempdir())
+    assert in_cache("x").is_relative_to(tempfile.gettempdir())
 
 
 def test_a_machine_without_home_cache_or_temporary_folder_works(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -98,6 +100,15 @@ def test_what_the_hub_announced_is_remembered(hub) -> None:
     assert asked == [row.url]
     hub(None)
     assert weights.known_sha256(row) == "a" * 64
+
+
+def test_the_hash_of_a_file_is_that_of_its_content_now(tmp_path: Path) -> None:
+    """Whatever its size, and when another content of the same length and times takes its place."""
+    path = tmp_path / "weights.bin"
+    for content in (b"a", b"b"):
+        path.write_bytes(content * (2**24 + 1))
+        os.utime(path, ns=(10**18, 10**18))
+        assert weights.file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_weights_that_cannot_be_verified_are_said_to_be(hub) -> None:

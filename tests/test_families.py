@@ -439,7 +439,7 @@ def test_betas_that_are_not_the_published_ones_are_said(distil, folder: Path, ch
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["FlowMatchEulerDiscreteScheduler", "DDPM"]),
         ({"_class_name": "EDMEulerScheduler"}, ["EDMEulerScheduler"]),
         ({"_class_name": "CMStochasticIterativeScheduler"}, ["CMStochasticIterativeScheduler"]),
-        ({"use_flow_sigmas": True}, ["DDPM"]),
+        ({"use_flow_sigmas": True}, ["use_flow_sigmas", "DDPM"]),
         ({"beta_start": None, "beta_end": None}, ["beta_start, beta_end"]),
         ({"rescale_betas_zero_snr": True}, ["zero terminal SNR"]),
     ],

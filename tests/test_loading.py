@@ -152,7 +152,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Pat
     def publish(folder: Path) -> Path:
         cache = tmp_path / "snapshot"
 
-        def snapshot_download(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        def snapshot_download(
+            repository: str, cache_dir: Path, allow_patterns: list[str], ignore_patterns: list[str]
+        ) -> str:
             assert repository == "somebody/model"
             for path in (p for p in folder.rglob("*") if p.is_file()):
                 name = path.relative_to(folder).as_posix()

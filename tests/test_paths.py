@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import one_line
+from conftest import folder_of, one_line
 from safetensors.torch import save_file
 
-from sidlsg.data import cache_folder
+from sidlsg import data
+from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
 from sidlsg.paths import full_path, user_path, writable
 from sidlsg.runs.folder import RunFolder
@@ -87,6 +89,14 @@ def test_a_run_goes_on_from_another_folder_and_by_another_spelling(
     code, out, _ = run("distill", *options, "--teacher", "mine", "--prompts", "../p.txt", "--images", "24")
     assert code == 0
     assert "resuming at 16 images" in out
+    moved = (home / "models" / "mine").rename(home / "moved")
+    monkeypatch.chdir(moved)
+    code, out, _ = run("distill", *options, "--teacher", moved, "--prompts", "~/p.txt", "--images", "32")
+    assert code == 0
+    said = f"note: {moved} has the content of {home / 'models' / 'mine'}, which this run was started with"
+    assert said in out.splitlines()
+    assert "resuming at 24 images" in out
+    assert saved(tmp_path / "run")["teacher"] == str(moved)
     shutil.rmtree(tmp_path / "run" / "student")
     code, out, err = run("sample", "a cat", "--model", tmp_path / "run", "--out", tmp_path / "a.png")
     assert (code, err) == (0, "")
@@ -158,13 +168,44 @@ def test_paths(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_home_that_cannot_be_written_to_has_its_cache_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SIDLSG_CACHE", raising=False)
-    assert cache_folder() == home / ".cache" / "sidlsg"
+    assert in_cache("x") == home / ".cache" / "sidlsg" / "x"
     monkeypatch.setenv("HOME", str(home / "p.txt"))
     monkeypatch.setenv("USERPROFILE", str(home / "p.txt"))
-    assert cache_folder().name == "sidlsg-cache"
-    assert writable(cache_folder())
-    monkeypatch.setenv("SIDLSG_CACHE", "~/elsewhere")
-    assert cache_folder() == home / "p.txt" / "elsewhere"
+    assert in_cache("x").is_relative_to(tempfile.gettempdir())
+    assert writable(in_cache("x"))
+    monkeypatch.setenv("SIDLSG_CACHE", str(home / "elsewhere"))
+    assert in_cache("x") == home / "elsewhere" / "x"
+
+
+def test_what_is_in_a_cache_that_cannot_be_written_to_is_used(home: Path, read_only, temporary, monkeypatch) -> None:
+    monkeypatch.setenv("SIDLSG_CACHE", "~/cache")
+    (home / "cache" / "weights").mkdir(parents=True)
+    (home / "cache" / "weights" / "there").write_text("")
+    read_only(home / "cache")
+    assert in_cache("weights/there") == home / "cache" / "weights" / "there"
+    missing = in_cache("weights/missing")
+    assert missing.is_relative_to(temporary)
+    assert writable(missing.parent)
+    assert in_cache("weights/missing") == missing  # of all processes of this user
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="every user has a folder for temporary files")
+def test_a_temporary_folder_of_another_user_is_no_cache(home: Path, read_only, temporary: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SIDLSG_CACHE", str(home / "cache"))
+    read_only(home)
+    usual = in_cache("x").parent
+    assert usual.parent == temporary
+    usual.mkdir()
+    data._temporary_cache.cache_clear()
+    assert in_cache("x").parent == usual
+    stranger = os.getuid() + 1
+    theirs = usual.rename(usual.with_name(usual.name.replace(str(os.getuid()), str(stranger))))
+    monkeypatch.setattr(os, "getuid", lambda: stranger)  # whose folder was made by another: us
+    data._temporary_cache.cache_clear()
+    found = in_cache("x").parent
+    assert found.parent == temporary
+    assert found != theirs
+    assert found.stat().st_mode & 0o77 == 0
 
 
 # -- an --out that cannot be ---------------------------------------------------------------------------------------------
@@ -191,7 +232,9 @@ def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidlsg.training.trainer.load_model", loaded)
 
 
-def test_an_out_that_cannot_be_written_is_refused_before_anything_is_loaded(run, short, tmp_path, monkeypatch) -> None:
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    run, short, tmp_path, read_only, monkeypatch
+) -> None:
     nothing_loaded(monkeypatch)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "student").symlink_to(tmp_path)
@@ -206,10 +249,51 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_is_loaded(run,
         code, _, err = run(*short, "--out", out)
         assert code == 2
         one_line(err, *parts)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (tmp_path / "read-only").mkdir()
+    read_only(tmp_path / "read-only")
     code, _, err = run(*short, "--out", "read-only/run")
     assert code == 2
     one_line(err, "cannot write to read-only/run", "another --out")
+
+
+def test_results_that_could_not_be_written_are_not_computed(
+    run, home: Path, tmp_path: Path, read_only, monkeypatch
+) -> None:
+    def computed(*arguments: object, **options: object) -> None:
+        raise AssertionError("something was computed")
+
+    for name in ("evaluation.run.Scorer", "evaluation.run.open_model", "evaluation.hps.find_weights", "api.sample"):
+        monkeypatch.setattr(f"sidlsg.{name}", computed)
+    pictures = folder_of(tmp_path / "pictures", 2)
+    (tmp_path / "closed").mkdir()
+    read_only(tmp_path / "closed")
+    for command, out in (
+        (["eval", "--images", pictures, "--protocol", "embedded"], "closed/scores"),
+        (["eval", "--limit", "2"], "closed/scores"),
+        (["eval", "--hpsv2", "--images", pictures], "closed/scores"),
+        (["eval", "stats", pictures, "--protocol", "embedded"], "closed/it.npz"),
+        (["sample", "a cat"], "closed/pictures"),
+        (["sample", "a cat"], "closed/it.png"),
+    ):
+        code, _, err = run(*command, "--out", out)
+        assert code == 2, err
+        one_line(err, "cannot write to closed", "another --out")
+    code, _, err = run("eval", "--images", pictures, "--protocol", "embedded", "--out", "x" * 300)
+    assert code == 2
+    one_line(err, "too long a name")
+
+
+def test_a_models_name_means_the_same_to_the_plan_of_an_evaluation(
+    run, home: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A run folder also behind ~; an alias before a run folder of that name."""
+    for folder in (home / "mine", tmp_path / "emoji-student"):
+        folder.mkdir()
+        (folder / "config.yaml").write_text("")
+    place = lambda model: " ".join(run("eval", "--dry-run", "--model", model)[1].split())  # noqa: E731
+    assert "(a run folder)" in place("~/mine")
+    assert "(a run folder)" in place("./emoji-student")
+    assert "(in the package)" in place("emoji-student")
 
 
 def test_a_folder_that_holds_hidden_files_only_is_empty(run, short, tmp_path: Path) -> None:

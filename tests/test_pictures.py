@@ -732,17 +732,27 @@ def test_an_assumed_protocol_is_said_in_the_results_and_another_width_is_refused
 # -- places that cannot be written to, several processes, downloads --------------------------------------------------------
 
 
-def test_without_a_cache_everything_is_computed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("anywhere", [True, False])
+def test_without_a_cache_everything_is_computed(
+    run, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, anywhere: bool
+) -> None:
+    """It is kept in the folder for temporary files or, where that cannot be written to either, not kept."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / "file" / "cache"))
+    if not anywhere:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     for i in range(4):
         save(tmp_path / "in" / f"{i}.png", 64, i)
     command = ["eval", "--images", tmp_path / "in", "--reference", tmp_path / "in", "--protocol", "embedded"]
     code, _, err = run(*command, "--device", "cpu", "--out", "out")
     assert code == 0, err
     assert results(Path("out"))["scores"]["fd"] == pytest.approx(0, abs=1e-3)
-    assert err.count("\n") == 1
-    assert "features are not cached" in err
+    kept = [path.parent.name for path in temporary.rglob("*.npz")]
+    if anywhere:
+        assert (err, kept) == ("", ["features"])
+    else:
+        assert err.count("\n") == 1
+        assert "features are not cached" in err
 
 
 def test_results_that_cannot_be_written_are_printed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

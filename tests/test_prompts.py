@@ -269,15 +269,16 @@ def test_a_file_is_not_a_model(file) -> None:
         locate(str(file(b"x")))
 
 
-def test_prompt_path_knows_models_files_and_published_lists(file, tmp_path: Path) -> None:
-    assert prompt_path("emoji", tmp_path) == (registry()["emoji"].prompts, False)
-    assert prompt_path(str(file(b"a")), tmp_path) == (tmp_path / "some.txt", False)
-    assert prompt_path("missing.txt", tmp_path) == (Path("missing.txt"), False)  # PromptFile says that it is missing
-    assert prompt_path("aesthetics6plus", tmp_path, download=False) == (tmp_path / "aesthetics_6_plus.txt", True)
+def test_prompt_path_knows_models_files_and_published_lists(file, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path))
+    assert prompt_path("emoji") == (registry()["emoji"].prompts, False)
+    assert prompt_path(str(file(b"a"))) == (tmp_path / "some.txt", False)
+    assert prompt_path("missing.txt") == (Path("missing.txt"), False)  # PromptFile says that it is missing
+    assert prompt_path("aesthetics6plus", download=False) == (tmp_path / "aesthetics_6_plus.txt", True)
     with pytest.raises(UsageError, match='did you mean "aesthetics6plus"'):
-        prompt_path("aesthetics6", tmp_path)
+        prompt_path("aesthetics6")
     with pytest.raises(UsageError, match="unknown prompt list"):
-        prompt_path("sd15", tmp_path)  # a model, but one without prompts of its own
+        prompt_path("sd15")  # a model, but one without prompts of its own
 
 
 # -- published lists -----------------------------------------------------------------------------------------------------
@@ -291,8 +292,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tar.add(tmp_path / "source.txt", "data/aesthetics_6_plus.txt")
         tar.add(tmp_path / "source.txt", "data/other.txt")
     fetched: list[str] = []
+    monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / "cache" / "lists"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def download(repository: str, name: str) -> str:
+    def download(repository: str, name: str, cache_dir: Path) -> str:
         assert repository == PROMPT_REPOSITORY
         fetched.append(name)
         return str(tmp_path / name)
@@ -305,7 +308,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_published_list_is_downloaded_once(tmp_path: Path, hub: list[str]) -> None:
     cache = tmp_path / "cache" / "lists"
     for _ in range(2):
-        path, missing = prompt_path("aesthetics6plus", cache)
+        path, missing = prompt_path("aesthetics6plus")
         assert not missing
         assert list(PromptFile(path)) == ["a cat", "a dog"]
     assert hub == ["lists.tar.gz"]
@@ -324,19 +327,19 @@ def test_a_download_that_breaks_off_leaves_no_list(tmp_path: Path, hub: list[str
 
     monkeypatch.setattr(tarfile.TarFile, "extractfile", lambda tar, member: Cut())
     with pytest.raises(SidlsgError, match="--prompts"):
-        prompt_path("aesthetics6plus", tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+        prompt_path("aesthetics6plus")
+    assert not list((tmp_path / "cache" / "lists").iterdir())
 
 
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, hub: list[str], monkeypatch) -> None:
     with pytest.raises(SidlsgError, match=r"no archive with aesthetics_65_plus\.txt.*--prompts FILE"):
-        prompt_path("aesthetics65plus", tmp_path / "cache")
+        prompt_path("aesthetics65plus")
 
     def offline(repository: str) -> list[str]:
         raise ConnectionError("no route to host\nand a second line")
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
     with pytest.raises(SidlsgError, match=r"aesthetics6plus \(ConnectionError\).*--prompts FILE") as caught:
-        prompt_path("aesthetics6plus", tmp_path / "cache")
+        prompt_path("aesthetics6plus")
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)

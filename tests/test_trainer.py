@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import change_json
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -178,6 +179,40 @@ def test_another_teacher_is_not_resumed_with(part: str, tiny_teacher, tmp_path, 
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UsageError, match=f"the {part} of .* is not what this run was started with"):
         trainer(config_for(teacher, images=32), tmp_path / "run", prompt_file).run()
+
+
+def test_teacher_and_prompts_may_be_in_another_place(tiny_teacher, tmp_path, prompt_file) -> None:
+    """Their recorded hashes prove that they are the same; the run folder then knows where they are."""
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    trainer(config_for(teacher, images=16), tmp_path / "run", prompt_file).run()
+    before = (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
+    damaged = tmp_path / "run" / "checkpoints" / ("9" * 12)
+    damaged.mkdir()
+    (damaged / "state.json").write_text("{", encoding="utf-8")
+    moved = teacher.rename(tmp_path / "moved")
+    prompts = prompt_file.rename(tmp_path / "moved.txt")
+    other = shutil.copytree(moved, tmp_path / "other")
+    change_json(other / "tokenizer" / "tokenizer_config.json", model_max_length=5)
+    with pytest.raises(UsageError, match=r"the tokenizer of .*other is not what this run was started with"):
+        trainer(config_for(other, images=32), tmp_path / "run", prompts)
+    (tmp_path / "other.txt").write_text("a cat\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"other.txt is not the prompt file this run was started with"):
+        trainer(config_for(moved, images=32), tmp_path / "run", tmp_path / "other.txt")
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == before
+    subject = trainer(config_for(moved, images=32), tmp_path / "run", prompts)
+    subject.run()
+    assert subject.images_seen == 32
+    assert RunFolder(tmp_path / "run").load_config().teacher == str(moved)
+    with pytest.raises(UsageError, match="other settings: seed"):
+        trainer(config_for(teacher, images=32, seed=7), tmp_path / "run", prompts)
+
+
+def test_a_run_without_a_checkpoint_takes_no_other_teacher(tiny_teacher, tmp_path, prompt_file) -> None:
+    """Nothing shows that it is the same."""
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file)
+    other = shutil.copytree(tiny_teacher, tmp_path / "other")
+    with pytest.raises(UsageError, match=r"other settings: teacher \(.*teacher there, .*other here"):
+        trainer(config_for(other), tmp_path / "run", prompt_file)
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_path) -> None:

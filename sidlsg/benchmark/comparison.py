@@ -17,13 +17,13 @@ from sidlsg.benchmark.timing import synchronise
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import UsageError
 from sidlsg.paths import user_path
-from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.folder import run_folder
 from sidlsg.runs.opening import open_model, student_is_newest
 from sidlsg.sampling.draw import check_prompts, check_sampling, draw
 from sidlsg.sampling.grid import EMPTY, Block, Row, labelled_grid
 from sidlsg.teachers.family import Description, Model
 from sidlsg.teachers.loading import describe
-from sidlsg.teachers.registry import locate, registry
+from sidlsg.teachers.registry import locate
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Contender:
 
     def check(self, options: Options) -> None:
         """Raise UsageError for an unknown model, or a student with a teacher's options, before the first model is loaded."""
-        run = RunFolder(user_path(self.model))
-        if self.model in registry() or not run.config.is_file():
+        run = run_folder(self.model)
+        if run is None:
             folder = locate(self.model).folder
         elif student_is_newest(run):
             folder = run.student

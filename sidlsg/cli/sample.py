@@ -79,6 +79,7 @@ def sample(
     """
     from sidlsg.cli.display import Display
     from sidlsg.errors import UsageError
+    from sidlsg.paths import check_output
     from sidlsg.prompts import PromptFile
     from sidlsg.terminal import note, print_json
 
@@ -99,6 +100,8 @@ def sample(
         raise UsageError(f"--out {out} names one file, but there are {count} pictures; give a folder, or --grid")
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}:
         raise UsageError(f"--out {out}: pictures are written as .png; give a .png name or a folder")
+    folder = out.parent if single else out
+    check_output(folder)
     display = Display.of(sys.stdout, False if as_json else show, 1 if grid else count)
 
     from sidlsg import api
@@ -119,7 +122,6 @@ def sample(
         precision=precision,
         device=device,
     )
-    folder = out.parent if single else out
     make_folder(folder)
     made: list[Path] = []
 

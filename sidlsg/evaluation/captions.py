@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from sidlsg.data import cache_folder
+from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.pictures import SUFFIXES, Folder
 from sidlsg.evaluation.protocol import Protocol
@@ -57,7 +57,7 @@ def captions_of(request: Request, protocol: Protocol, download: bool) -> Caption
         found = request.prompts or find_weights(protocol.prompts, download=download)
         row = weight_files()[protocol.prompts]
         if found is None:
-            return Captions(None, f"{row.url} -> {cache_folder() / 'weights' / row.file}", row.sha256 or "")
+            return Captions(None, f"{row.url} -> {in_cache(f'weights/{row.file}')}", row.sha256 or "")
         lines = PromptFile(found, True, request.caption_column)
         if len(lines) != protocol.images:
             raise UsageError(

@@ -8,11 +8,12 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from sidlsg.data import cache_folder
+from sidlsg.data import in_cache
 from sidlsg.evaluation.captions import captions_of
 from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES
 from sidlsg.evaluation.request import Request
 from sidlsg.evaluation.weights import cached_path, weight_files
+from sidlsg.runs.folder import run_folder
 from sidlsg.teachers.registry import locate
 
 
@@ -41,7 +42,7 @@ def weights_line(name: str, given: Path | None) -> str:
         return f"{found} (there)"
     size = f", {row.bytes / 2**20:,.1f} MiB" if row.bytes else ""
     check = f", SHA-256 {row.sha256[:12]}..." if row.sha256 else ", checked against the hash the hub announces"
-    return f"to be downloaded{size}{check}: {row.url} -> {cache_folder() / 'weights' / row.file}; or {row.option} FILE"
+    return f"to be downloaded{size}{check}: {row.url} -> {in_cache(f'weights/{row.file}')}; or {row.option} FILE"
 
 
 def _protocol_rows(request: Request) -> list[tuple[str, str]]:
@@ -100,7 +101,7 @@ def _drawing_lines(request: Request, folder: Path, paths: list[Path]) -> list[tu
 
 def _place(model: str) -> str:
     """Where a model is, or where it would be downloaded from; raises UsageError for an unknown one."""
-    if (Path(model) / "config.yaml").is_file():
+    if run_folder(model) is not None:
         return "a run folder"
     place = locate(model)
     if place.entry and place.folder:

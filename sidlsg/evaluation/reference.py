@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidlsg.data import ASSETS, cache_folder
+from sidlsg.data import ASSETS, in_cache
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.distance import Moments
 from sidlsg.evaluation.pictures import Folder
 from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.weights import file_sha256
 from sidlsg.files import write_arrays
 
 BENCH = ASSETS / "emoji-bench"
@@ -171,14 +172,9 @@ def cache_key(protocol: Protocol, weights: Mapping[str, str], digests: Sequence[
 
 def cache_path(protocol: Protocol, weights: str, folder: Folder | None) -> Path:
     """Where the features of a folder (None: of the embedded benchmark's reference pictures) are cached; reads every picture."""
-    digests = [file_digest(BENCH / "reference.png")] if folder is None else folder.digests
+    digests = [file_sha256(BENCH / "reference.png")] if folder is None else folder.digests
     key = cache_key(protocol, {protocol.features: weights}, digests)
-    return cache_folder() / "features" / f"{protocol.name}-{key}.npz"
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return in_cache(f"features/{protocol.name}-{key}.npz")
 
 
 def cached(path: Path, protocol: Protocol, weights: str) -> Reference | None:

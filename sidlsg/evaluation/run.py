@@ -41,6 +41,7 @@ from sidlsg.evaluation.scoring import (
     score_styles,
 )
 from sidlsg.files import write_text
+from sidlsg.paths import check_output
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
 from sidlsg.version import __version__
@@ -292,11 +293,13 @@ def make_statistics(
     Args:
         features: store the features too, which precision and recall need.
 
-    Raises UsageError for a folder without pictures, an unknown protocol, or a name that does not end in .npz.
+    Raises UsageError for a folder without pictures, an unknown protocol, a name that does not end in .npz, or a place that cannot
+    be written to.
     """
     chosen = get_protocol(protocol)
     if out.suffix != ".npz":
         raise UsageError(f"--out {out}: the file's name must end in .npz")
+    check_output(out.parent)
     pictures = find_pictures(folder)
     scorer = Scorer(chosen, pick_device(device), ("fid",), inception=inception, batch=batch)
     with Bars(console or Console(quiet=True)) as bars:
@@ -327,8 +330,9 @@ def versions() -> dict[str, str]:
 
 
 def _check(request: Request) -> None:
-    """Raise UsageError, before anything is drawn, when the folder holds results of another protocol or other pictures, or when
-    one of its files is damaged."""
+    """Raise UsageError, before anything is drawn, when the folder cannot be written to or holds results of another protocol or
+    other pictures, or when one of its files is damaged."""
+    check_output(request.folder)
     path, protocol = request.folder / "results.json", request.protocol_name
     read_object(request.folder / "generation.json")
     old = read_object(path)

@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidlsg.data import cache_folder, read_table
+from sidlsg.data import in_cache, read_table
 from sidlsg.errors import SidlsgError, UsageError
 
 HUB = "https://huggingface.co"
@@ -39,34 +39,26 @@ def weight_files() -> dict[str, WeightFile]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; hashes of files over 16 MiB are cached by path, size and modification time."""
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    large = stat.st_size > 2**24
-    if large and (known := _remembered().get(key)):
-        return known
+    """SHA-256 of a file, read anew each time: neither size nor times show that it is the same (and a GB takes a second)."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if large:
-        _remember(key, digest)
-    return digest
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remembered() -> dict[str, str]:
-    """Hashes that were computed, or announced by the hub, before."""
+    """Hashes that the hub has announced before, by URL."""
     try:
-        found = json.loads((cache_folder() / "hashes.json").read_text(encoding="utf-8"))
+        found = json.loads(in_cache("hashes.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _remember(key: str, digest: str) -> None:
+def _remember(url: str, digest: str) -> None:
+    memory = in_cache("hashes.json")
     try:
-        memory = cache_folder() / "hashes.json"
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = memory.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(_remembered() | {key: digest}), encoding="utf-8")
+        temporary.write_text(json.dumps(_remembered() | {url: digest}), encoding="utf-8")
         temporary.replace(memory)
     except OSError:
         pass  # a cache that cannot be written costs time, nothing else
@@ -75,7 +67,7 @@ def _remember(key: str, digest: str) -> None:
 def cached_path(row: WeightFile) -> Path | None:
     """The file in the cache, under any of its names; None when it is not there."""
     for name in (row.file, *row.others):
-        path = cache_folder() / "weights" / name
+        path = in_cache(f"weights/{name}")
         if os.path.isfile(path):  # false for a folder that may not be entered, where Path.is_file raises
             return path
     return None
@@ -100,7 +92,7 @@ def find_weights(name: str, given: Path | None = None, download: bool = True) ->
         return path
     if not download:
         return None
-    target = cache_folder() / "weights" / row.file
+    target = in_cache(f"weights/{row.file}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _download(row, target)

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidlsg.data import cache_folder, read_table
+from sidlsg.data import in_cache, read_table
 from sidlsg.files import write_text
 from sidlsg.planning.footprint import Footprint, footprints, from_dict
 from sidlsg.teachers.registry import Location, at_hand
@@ -54,7 +54,7 @@ def _counted(folder: Path, attention: str) -> Footprint:
     kind = "eager" if attention == "eager" else "sdpa"  # xFormers keeps what SDPA keeps
     configs = sorted(path.read_text(encoding="utf-8") for path in folder.glob("*/config.json"))
     digest = hashlib.sha256(json.dumps([__version__, kind, configs]).encode()).hexdigest()[:20]
-    path = cache_folder() / "footprints" / f"{digest}.json"
+    path = in_cache(f"footprints/{digest}.json")
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):

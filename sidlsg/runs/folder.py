@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from filelock import FileLock, Timeout
 
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.files import INDEX_FILE, STATE_FILE, STUDENT_FILE, read_object, write_text
-from sidlsg.paths import full_path, writable
+from sidlsg.files import STATE_FILE, STUDENT_FILE, read_object, write_text
+from sidlsg.paths import check_output, full_path, user_path
 from sidlsg.settings import load_settings
+from sidlsg.teachers.hub import missing_part
 from sidlsg.teachers.prompt_lists import is_named_list
 from sidlsg.teachers.registry import registry
+
+# Settings that say where something is, and the key of its hash in a checkpoint, with which it may be elsewhere in a resumed run.
+MOVABLE = {"teacher": "teacher_sha256", "prompts": "prompts_sha256"}
 
 
 def default_name(config: Config, preset: str | None) -> str:
@@ -122,6 +126,13 @@ class RunFolder:
         except UsageError as error:
             raise error if str(path) in str(error) else UsageError(f"{path}: {error}") from None
 
+    def recorded(self) -> dict[str, Any]:
+        """What the newest checkpoint says about its run (``state.json``); empty when there is none."""
+        for path in sorted(self.checkpoints.glob(f"[0-9]*/{STATE_FILE}"), reverse=True):
+            with suppress(SidlsgError):  # the one before has the same hashes
+                return read_object(path, kinds={"teacher_sha256": dict, "prompts_sha256": str})
+        return {}
+
     @property
     def begun(self) -> bool:
         """Whether a run has left something here besides its configuration."""
@@ -135,11 +146,12 @@ class RunFolder:
 
     def check(self, config: Config) -> None:
         """Raise UsageError when the run cannot be in this folder: it cannot be written, belongs to another run (naming what
-        differs), holds other files, or would be written through a link."""
-        if len(os.fsencode(self.path.name)) > 255:
-            raise UsageError(f"{self.path.name[:40]}... is too long a name for a folder; give another --out")
-        if not writable(self.path):
-            raise UsageError(f"cannot write to {self.path}; give another --out")
+        differs), holds other files, or would be written through a link.
+
+        A teacher or prompt file in another place is not another one when the run has recorded its hash, which is still to be
+        compared.
+        """
+        check_output(self.path)
         for folder in (self.student, self.best):
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 raise UsageError(
@@ -147,7 +159,8 @@ class RunFolder:
                 )
         if self.configured:
             old, new = defining(self.load_config()), defining(config)
-            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if old[k] != new[k]]
+            moved = {name for name, key in MOVABLE.items() if key in self.recorded()}
+            differ = [f"{k} ({old[k]} there, {new[k]} here)" for k in new if k not in moved and old[k] != new[k]]
             if differ:
                 raise UsageError(
                     f"{self.path} holds a run with other settings: {', '.join(differ)}. "
@@ -198,17 +211,15 @@ class RunFolder:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def run_folder(name: str) -> RunFolder | None:
+    """The run folder that a model's name means; None for an alias, any other folder or a hub id."""
+    folder = RunFolder(user_path(name))
+    return folder if name not in registry() and folder.configured else None
+
+
 def missing_of_student(folder: Path) -> str | None:
     """What is not there of a student's folder (the first of its files or parts), or None when it is whole."""
-    for name in (STUDENT_FILE, INDEX_FILE):
-        if not (folder / name).is_file():
-            return name
-    for part, kind in read_object(folder / INDEX_FILE).items():
-        is_part = isinstance(kind, list) and kind and kind[0] is not None
-        weightless = part.startswith(("tokenizer", "scheduler"))
-        if is_part and not any((folder / part).glob("*" if weightless else "*.safetensors")):
-            return f"{part}/"
-    return None
+    return missing_part(folder) if (folder / STUDENT_FILE).is_file() else STUDENT_FILE
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

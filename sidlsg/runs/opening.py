@@ -8,12 +8,10 @@ import torch
 
 from sidlsg.errors import UsageError
 from sidlsg.files import STUDENT_FILE, read_object
-from sidlsg.paths import user_path
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder, missing_of_student
+from sidlsg.runs.folder import RunFolder, missing_of_student, run_folder
 from sidlsg.teachers.family import Model
 from sidlsg.teachers.loading import load_model
-from sidlsg.teachers.registry import registry
 
 
 def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
@@ -21,8 +19,8 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
 
     Raises UsageError when ``name`` is not a model, SidlsgError when its files are missing or damaged.
     """
-    folder = RunFolder(user_path(name))
-    if name in registry() or not folder.configured:
+    folder = run_folder(name)
+    if folder is None:
         return load_model(name, device, dtype)
     if student_is_newest(folder):
         return load_model(str(folder.student), device, dtype)

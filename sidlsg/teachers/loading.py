@@ -15,6 +15,7 @@ from torch import nn
 from sidlsg import terminal
 from sidlsg.errors import SidlsgError, UsageError, sentence
 from sidlsg.files import INDEX_FILE, STUDENT_FILE, read_object
+from sidlsg.teachers import hub
 from sidlsg.teachers.families import FAMILIES, family_of
 from sidlsg.teachers.family import Description, Model
 from sidlsg.teachers.foreign import about_folder
@@ -236,15 +237,19 @@ def fetch(place: Location) -> tuple[Path, str]:
 
 
 def _download(repository: str, wanted: list[str], unwanted: list[str]) -> Path:
-    """The repository's snapshot with one copy of every weight: plain files, or half-precision ones where there are no others."""
-    from huggingface_hub import snapshot_download
+    """The repository's snapshot with one copy of every weight: plain files, or half-precision ones where there are no others.
 
+    A cache that cannot be written to is not brought up to date: a whole snapshot in it is taken as it is.
+    """
+    there = hub.snapshot(repository)
+    if hub.download_cache(repository) != hub.own_cache() and there is not None and hub.missing_part(there) is None:
+        return there
     plain = [
         *unwanted,
         *(f"*.{variant}{end}" for variant in ("fp16", "bf16") for end in (".safetensors", "-*.safetensors")),
     ]
-    folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=plain))
+    folder = hub.download(repository, allow_patterns=wanted, ignore_patterns=plain)
     parts = {path.parent for path in folder.glob("*/config.json")}
     if any(not list(part.glob("*.safetensors")) for part in parts):
-        folder = Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted))
+        folder = hub.download(repository, allow_patterns=wanted, ignore_patterns=unwanted)
     return folder

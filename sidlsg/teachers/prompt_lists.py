@@ -7,8 +7,10 @@ import re
 import tarfile
 from pathlib import Path
 
+from sidlsg.data import in_cache
 from sidlsg.errors import SidlsgError, UsageError, nearest
 from sidlsg.paths import user_path
+from sidlsg.teachers.hub import download_file
 from sidlsg.teachers.registry import registry
 
 # The authors' training prompts: a tar archive in the repository of their released generators.
@@ -25,17 +27,17 @@ def is_named_list(name: str) -> bool:
     return name in PROMPT_LISTS or (name in registry() and registry()[name].prompts is not None)
 
 
-def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bool]:
+def prompt_path(name: str, download: bool = True) -> tuple[Path, bool]:
     """The file behind ``--prompts`` (a path, the name of a model that has prompts, or a published list).
 
-    A published list is downloaded once and kept in ``cache``. Returns the path, and whether the file is still to be downloaded
+    A published list is downloaded once and kept in the cache. Returns the path, and whether the file is still to be downloaded
     (only with ``download`` false). Raises UsageError for an unknown name, SidlsgError when the download fails.
     """
     entry = registry().get(name)
     if entry is not None and entry.prompts is not None:
         return entry.prompts, False
     if name in PROMPT_LISTS:
-        target = cache / PROMPT_LISTS[name]
+        target = in_cache(PROMPT_LISTS[name])
         if download and not target.exists():
             _download_prompt_list(name, target)
         return target, not target.exists()
@@ -48,13 +50,13 @@ def prompt_path(name: str, cache: Path, download: bool = True) -> tuple[Path, bo
 
 def _download_prompt_list(name: str, target: Path) -> None:
     """Extract one list from the authors' archive; it is written under a temporary name, then renamed."""
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import list_repo_files
 
     help_text = f"download {PROMPT_LISTS[name]} from {PROMPT_REPOSITORY} elsewhere and pass it with --prompts FILE"
     try:
         archives = [file for file in list_repo_files(PROMPT_REPOSITORY) if file.endswith((".tar", ".tar.gz"))]
         for archive in archives:
-            with tarfile.open(hf_hub_download(PROMPT_REPOSITORY, archive)) as tar:
+            with tarfile.open(download_file(PROMPT_REPOSITORY, archive)) as tar:
                 for member in tar:
                     source = tar.extractfile(member) if Path(member.name).name == PROMPT_LISTS[name] else None
                     if source is not None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from sidlsg.data import PACKAGE, read_table
 from sidlsg.errors import UsageError, nearest
-from sidlsg.files import INDEX_FILE
 from sidlsg.paths import user_path
 from sidlsg.teachers.foreign import about_file
+from sidlsg.teachers.hub import download_cache, missing_part, own_cache, snapshot
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,29 @@ class Location:
 
     @property
     def note(self) -> str | None:
-        """What else the name could have meant, and how to say that; None when there is no doubt."""
+        """What else the name could have meant, and how to say that; where a model is downloaded to when the hub's cache cannot
+        be written to. None when there is nothing to say."""
+        return "; ".join(filter(None, (self._ambiguity(), self._detour()))) or None
+
+    def _ambiguity(self) -> str | None:
         if self.entry is not None:
-            hidden = os.path.isdir(self.name)
-            return (
-                f"{self.name} is the alias; the folder {self.name} in this directory is ./{self.name}"
-                if hidden
-                else None
-            )
+            hidden = f"{self.name} is the alias; the folder {self.name} in this directory is ./{self.name}"
+            return hidden if os.path.isdir(self.name) else None
         first = self.name.partition("/")[0]
         if self.repositories and os.path.isdir(first):
             return f"there is no folder {self.name} here (though {first} is one), so it is looked up on the Hugging Face hub"
         return None
+
+    def _detour(self) -> str | None:
+        there = [snapshot(name) for name in self.repositories]
+        if not there or any(folder is not None and missing_part(folder) is None for folder in there):
+            return None
+        own, cache = own_cache(), download_cache(self.repositories[0])
+        if cache == own:
+            return None
+        return (
+            f"the hub's cache {own} cannot be written to: {self.name} goes to {cache} (HF_HOME=FOLDER moves that cache)"
+        )
 
 
 def at_hand(place: Location) -> Path | None:
@@ -73,16 +84,10 @@ def at_hand(place: Location) -> Path | None:
 
     Needs no network.
     """
-    if place.folder is not None or not place.repositories:
+    if place.folder is not None:
         return place.folder
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(place.repositories[0], INDEX_FILE)
-    except ValueError:  # no id that the hub could have
-        return None
-    folder = Path(found).parent if isinstance(found, str) else None
-    return folder if folder is not None and (folder / "unet" / "config.json").is_file() else None
+    found = (folder for folder in map(snapshot, place.repositories) if folder is not None)
+    return next((folder for folder in found if (folder / "unet" / "config.json").is_file()), None)
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

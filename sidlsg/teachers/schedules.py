@@ -53,9 +53,10 @@ def ddpm_schedule(config: dict[str, Any]) -> NoiseSchedule:
     from diffusers import DDPMScheduler
 
     kind = config.get("_class_name", "DDPMScheduler")
-    if kind not in (f"{name}Scheduler" for name in DDPM_CLASSES) or config.get("use_flow_sigmas"):
+    flow = " with use_flow_sigmas, which is flow matching" if config.get("use_flow_sigmas") else ""
+    if flow or kind not in (f"{name}Scheduler" for name in DDPM_CLASSES):
         raise UsageError(
-            f"the model's scheduler is a {kind}; SiD-LSG handles DDPM schedules (DDIM, PNDM, Euler, DPM-Solver...)"
+            f"the model's scheduler is a {kind}{flow}; SiD-LSG handles DDPM schedules (DDIM, PNDM, Euler, DPM-Solver...)"
         )
     if config.get("rescale_betas_zero_snr"):
         raise UsageError("the teacher's schedule has zero terminal SNR (a_t = 0), where Eq. 8 is not defined")

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from sidlsg import distributed
 from sidlsg.config import Config
-from sidlsg.data import cache_folder
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.paths import user_path
@@ -25,7 +24,7 @@ from sidlsg.runs.folder import RunFolder, default_name, settled
 from sidlsg.settings import make_config
 from sidlsg.sheet import Sheet
 from sidlsg.teachers.prompt_lists import prompt_path
-from sidlsg.teachers.registry import Location, at_hand, locate
+from sidlsg.teachers.registry import Location, at_hand, locate, registry
 
 DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
@@ -108,11 +107,11 @@ def prepare(
         folder.check(config)
     get_protocol(config.eval_protocol)
     launched = distributed.launched()
-    path, to_download = prompt_path(config.prompts, cache_folder(), download=not dry_run)
+    notes = (place.note, about_teacher(place, config), about_scores(place, config))
+    path, to_download = prompt_path(config.prompts, download=not dry_run)
     gpu = plan_gpu(config, dry_run)
     found = recognise(place, config.attention if gpu is not None else None)
     processes = launched.world if launched.by_torchrun or not dry_run else config.processes
-    notes = (place.note, about_teacher(place, config), processes_note(config, processes))
     planned = replace(config, processes=processes)
     return Job(
         config=config,
@@ -125,7 +124,7 @@ def prepare(
         gpu=gpu,
         footprint=found,
         problem=None if gpu is None else misfit(planned, found.footprint if found else None, gpu),
-        notes=tuple(filter(None, notes)),
+        notes=tuple(filter(None, (*notes, processes_note(config, processes)))),
     )
 
 
@@ -157,6 +156,17 @@ def about_teacher(place: Location, config: Config) -> str | None:
             f"{config.t_max}: give both below {len(schedule)} in the preset"
         )
     return about.family.unusual_schedule(schedule, config.t_init)
+
+
+def about_scores(place: Location, config: Config) -> str | None:
+    """What to tell the user of scores that say nothing about this teacher; None when there are no such ones."""
+    embedded, home = get_protocol(config.eval_protocol).prompts == "emoji-bench", registry()[DEFAULT_TEACHER].folder
+    if config.eval_every is None or not embedded or place.folder == home:
+        return None
+    return (
+        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji: that says little "
+        f"about {place.name}. Give eval_protocol: gigagan and an eval_reference (`sidlsg eval stats`), or leave eval_every out"
+    )
 
 
 def launch(job: Job, console: Console | None = None, force: bool = False) -> RunFolder:

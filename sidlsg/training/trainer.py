@@ -24,7 +24,7 @@ from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import RunFolder, defining, read_metrics
+from sidlsg.runs.folder import MOVABLE, RunFolder, defining, read_metrics
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock, Due
@@ -76,6 +76,7 @@ class Trainer:
         check_tracker(config.tracker)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
+        self.check_inputs()
         self.engine = Engine.build(config, teacher, self.device)
         self.memory = PeakMemory(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
@@ -88,6 +89,30 @@ class Trainer:
             raise SidlsgError(
                 f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
             )
+
+    def check_inputs(self) -> None:
+        """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
+        state = self.folder.recorded()
+        if state.get("prompts_sha256", self.prompts.sha256) != self.prompts.sha256:
+            raise UsageError(
+                f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
+                "one back, or give another --out to start a new run"
+            )
+        known = state.get("teacher_sha256", self.teacher_sha256)
+        if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
+            raise UsageError(
+                f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
+                "back, or give another --out to start a new run"
+            )
+        if state:
+            old, new = defining(self.folder.load_config()), defining(self.config)
+            for name in MOVABLE:
+                if old[name] != new[name]:
+                    say(
+                        self.console,
+                        f"{new[name]} has the content of {old[name]}, which this run was started with",
+                        "note: ",
+                    )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -130,19 +155,6 @@ class Trainer:
         if loaded is None:
             return False
         tensors, state, warnings = loaded
-        if state["prompts_sha256"] != self.prompts.sha256:
-            raise UsageError(
-                f"{self.prompts.path} is not the prompt file this run was started with (its content has changed); "
-                "put the old one back, or give another --out to start a new run"
-            )
-        other = [
-            name for name, sha in self.teacher_sha256.items() if state.get("teacher_sha256", {name: sha})[name] != sha
-        ]
-        if other:
-            raise UsageError(
-                f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
-                "back, or give another --out to start a new run"
-            )
         for warning in warnings:
             self.warn(f"{warning}; going on from the one before")
         different = self.engine.load_state(tensors, state["adam_steps"])
