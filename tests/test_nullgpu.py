@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from nullgpu import build, matrix, small
-from nullgpu.matrix import STRATEGIES, Cell
+from nullgpu.matrix import SCORING, STRATEGIES, Cell
 
 from sidlsg.planning.counting import count_compiled_pass
 from sidlsg.planning.gpus import get_gpu
@@ -52,7 +52,10 @@ def check(cells: list[Cell]) -> None:
 @pytest.mark.parametrize("preset", FIRST_TO_BREAK)
 def test_a_preset_runs_on_its_gpu_as_planned(preset: str, null_gpu: Path) -> None:
     """Eager, on a card of its own size: every phase fits and needs what the plan says; no update waits for the device."""
-    found = matrix.run(null_gpu, preset, ["lsg"], {"compile": False}, on_its_own_gpu=True)
+    settings: dict[str, Any] = {"compile": False} | (
+        {} if preset == "16gb" else SCORING
+    )  # 16 GB do not hold the judges
+    found = matrix.run(null_gpu, preset, ["lsg"], settings, on_its_own_gpu=True)
     assert not found["strategies"]["lsg"]["refused"]
     assert not found["strategies"]["lsg"]["waits"]
     everywhere = "FlashAttention for heads of 40, 80, 160"
@@ -81,7 +84,7 @@ def test_a_compiled_pass_keeps_what_is_counted(null_gpu: Path) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("preset", GPU_PRESETS)
 def test_every_preset_and_strategy_needs_what_the_plan_says(preset: str, compiled: bool, null_gpu: Path) -> None:
-    settings: dict[str, Any] = {"compile": compiled}
+    settings: dict[str, Any] = {"compile": compiled} | SCORING
     found = matrix.run(null_gpu, preset, STRATEGIES, settings)
     assert not any(row["refused"] or row["waits"] for row in found["strategies"].values())
     check(matrix.cells(found))

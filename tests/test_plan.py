@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import one_line
+from nullgpu import scorer
 
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
+from sidlsg.evaluation.protocol import protocols
 from sidlsg.method.chunks import chunks
 from sidlsg.planning import memory
 from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
 from sidlsg.planning.counting import compiled_passes, count, count_decoding, count_pass, footprint, size
-from sidlsg.planning.footprint import Moment, Pass, footprints, way
+from sidlsg.planning.footprint import Moment, Pass, footprints, scorers, way
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.settings import make_config, preset_names, preset_path
@@ -161,6 +163,45 @@ def test_the_phase_with_the_peak_is_the_largest_of_all() -> None:
         "saving",
         "writing the student",
     ]
+
+
+SCORING = {"eval_every": 512, "eval_protocol": "gigagan"}
+
+
+def test_the_networks_that_score_are_counted() -> None:
+    """Inception (24 M parameters) and CLIP ViT-g-14 (1,367 M) in float32; the judge is small. Every protocol is planned for."""
+    assert scorers().keys() == protocols().keys()
+    for name in ("gigagan", "embedded"):
+        weights, encoding = scorer.count(protocols()[name])
+        assert (weights, encoding) == pytest.approx((scorers()[name].weights, scorers()[name].encoding), abs=1e-4)
+    assert scorers()["sid-lsg"] == scorers()["gigagan"]
+    assert scorers()["gigagan"].weights == pytest.approx((24e6 + 1_367e6) * 4 / 2**30, rel=0.02)
+
+
+def test_scoring_is_a_phase_where_the_run_scores() -> None:
+    """The scorer stands beside what a grid needs; it waits on the CPU otherwise."""
+    base = make_config("24gb", {})
+    scored = replace(base, **SCORING)  # type: ignore[arg-type]
+    found = {phase.name: phase for phase in memory.phases(scored, SD15)}
+    assert found.keys() - {phase.name for phase in memory.phases(base, SD15)} == {"scoring"}
+    assert found["scoring"].total == pytest.approx(found["drawing a grid"].total + scorers()["gigagan"].weights)
+    cpu = [sum(memory.on_the_cpu(config, SD15).values()) for config in (base, scored)]
+    assert cpu[1] - cpu[0] == pytest.approx(scorers()["gigagan"].weights)
+    single = memory.scoring_phase(Config(precision="fp32", micro_batch=1, **SCORING), SD15)
+    assert single.lines["casts and temporaries"] == scorers()["gigagan"].encoding  # more than drawing one picture
+
+
+def test_scores_that_do_not_fit_are_left_to_eval(run) -> None:
+    """16 GB hold the training, not the judges beside it; the plan names the phase, and its advice works when it is typed."""
+    command = ["distill", "--preset", "16gb", "--dry-run", *(f"--set={key}={value}" for key, value in SCORING.items())]
+    code, shown, _ = run(*command)
+    assert code == 0
+    assert "in scoring" in shown
+    advice = shown.split("With ")[1].split(" it needs")[0]
+    assert advice == "--set eval_every=null"
+    code, shown, _ = run("distill", "--preset", "16gb", "--dry-run", "--set=eval_protocol=gigagan", *advice.split())
+    assert code == 0
+    assert "does not fit" not in shown
 
 
 def test_draws_of_a_whole_iteration_are_on_the_gpu() -> None:

@@ -1,5 +1,5 @@
-"""Parameters, operations and memory of each architecture's passes (``footprints.yaml``). Memory is in GiB (2^30 bytes). Does not
-import torch."""
+"""Parameters, operations and memory of each architecture's passes (``footprints.yaml``), memory of the networks that score
+pictures (``scorers.yaml``). Memory is in GiB (2^30 bytes). Does not import torch."""
 
 from __future__ import annotations
 
@@ -146,3 +146,18 @@ def way(precision: str, attention: str, checkpointed: bool, compiled: bool) -> s
 def footprints() -> dict[str, Footprint]:
     rows: dict[str, dict[str, Any]] = read_table("planning/footprints.yaml")
     return {name: from_dict(row | {"name": name}) for name, row in rows.items()}
+
+
+@dataclass(frozen=True)
+class ScorerSize:
+    """GiB of the networks of an evaluation protocol, and of what encoding a batch of pictures holds at its fullest moment."""
+
+    weights: float
+    encoding: float
+
+
+@functools.cache
+def scorers() -> dict[str, ScorerSize]:
+    """By protocol."""
+    rows: dict[str, dict[str, float]] = read_table("planning/scorers.yaml")
+    return {name: ScorerSize(**row) for name, row in rows.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sidlsg.config import Config
 from sidlsg.method.guidance import network_passes
-from sidlsg.planning.footprint import GIB, Footprint, Moment, Pass, way
+from sidlsg.planning.footprint import GIB, Footprint, Moment, Pass, scorers, way
 
 # CUDA context, cuDNN and cuBLAS workspaces, fragmentation: not in PyTorch's count of allocated memory.
 OVERHEAD = 1.0
@@ -49,6 +49,7 @@ def phases(config: Config, size: Footprint) -> tuple[Phase, ...]:
         fake_score_phase(config, size),
         generator_phase(config, size),
         grid_phase(config, size),
+        *([scoring_phase(config, size)] if config.eval_every else []),
         saving_phase(config, size),
         student_phase(config, size),
     )
@@ -89,13 +90,16 @@ def generator_phase(config: Config, size: Footprint) -> Phase:
 
 
 def grid_phase(config: Config, size: Footprint) -> Phase:
-    """Drawing pictures by the averaged generator, for a grid or for scores: one pass, then the VAE (else on the CPU)."""
+    """Drawing pictures by the averaged generator."""
     micro = config.micro_batch
-    lines = {**_resting(config, size), "average in use": _average_in_use(config, size)}
-    vae = size.vae * 4 / GIB
-    drawn = _fullest(_Passes(config, size).drawn.forward, micro)
-    decoded = _fullest((Moment(m.sample, m.fixed + vae) for m in size.decode), micro)
-    return _phase("drawing a grid", lines, max(drawn, decoded, key=lambda m: m.gib(micro)), micro)
+    return _phase("drawing a grid", _drawing(config, size), _drawn(config, size, micro), micro)
+
+
+def scoring_phase(config: Config, size: Footprint) -> Phase:
+    """Drawing pictures and encoding them by the networks of ``eval_protocol``, which are on the CPU in all other phases."""
+    micro, scorer = config.micro_batch, scorers()[config.eval_protocol]
+    fullest = max(_drawn(config, size, micro), Moment(0.0, scorer.encoding), key=lambda m: m.gib(micro))
+    return _phase("scoring", {**_drawing(config, size), "scorer": scorer.weights}, fullest, micro)
 
 
 def saving_phase(config: Config, size: Footprint) -> Phase:
@@ -108,7 +112,7 @@ def saving_phase(config: Config, size: Footprint) -> Phase:
 
 def student_phase(config: Config, size: Footprint) -> Phase:
     """Writing the student's folder: the averaged weights, which go to the CPU one by one, in half."""
-    return Phase("writing the student", {**_resting(config, size), "average in use": _average_in_use(config, size)})
+    return Phase("writing the student", _drawing(config, size))
 
 
 # -- what they are made of -------------------------------------------------------------------------------------------------
@@ -202,6 +206,11 @@ def _resting(config: Config, size: Footprint) -> dict[str, float]:
     return {"weights": _weights(config, size), "optimizer": optimizer, **_beside(config, size)}
 
 
+def _drawing(config: Config, size: Footprint) -> dict[str, float]:
+    """What is there while the generator has its averaged weights."""
+    return {**_resting(config, size), "average in use": _average_in_use(config, size)}
+
+
 def _training(config: Config, size: Footprint) -> dict[str, float]:
     """What is there in an update: gradients of one network, and both updates' draws of the whole iteration."""
     draws = config.batch // config.processes * 2 * size.draw
@@ -224,6 +233,13 @@ def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
         yield from (Moment(m.sample * passes, m.fixed + full) for m in again or (Moment(),))
     chunk = CHUNK * _bits(config) / 8 / GIB * (1 + config.offload_optimizer)
     yield Moment(0.0, chunk if config.lean_adam else full)
+
+
+def _drawn(config: Config, size: Footprint, micro: int) -> Moment:
+    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE (else on the CPU) in float32."""
+    vae = size.vae * 4 / GIB
+    moments = [*_Passes(config, size).drawn.forward, *(Moment(m.sample, m.fixed + vae) for m in size.decode)]
+    return _fullest(moments, micro)
 
 
 def _average_in_use(config: Config, size: Footprint) -> float:
@@ -265,6 +281,8 @@ def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:
     if config.ema and config.ema_device == "cpu":
         lines["average"] = average
         lines["two pieces of the generator"] = ARRIVING
+    if config.eval_every:
+        lines["scorer"] = scorers()[config.eval_protocol].weights
     lines["a copy while saving"] = average if config.ema else full
     return lines
 
@@ -281,11 +299,13 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
 
 
 # In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.
+# Where scoring needs the most, it is left to `sidlsg eval` before training is slowed down for it.
 # Without compilation checkpointed passes need a copy of the gradients less.
 REMEDIES = (
     {"ema_device": "cpu"},
     {"half_teacher": True},
     {"offload_optimizer": True},
+    {"eval_every": None},
     {"two_stage": True},
     {"gradient_checkpointing": True},
     {"compile": False},
@@ -312,6 +332,8 @@ def make_fit(config: Config, size: Footprint, budget: float) -> dict[str, object
         if "two_stage" in remedy and config.gradient_checkpointing:
             continue  # checkpointing saves more; both together cost twice
         if all(getattr(config, key) == value for key, value in remedy.items()):
+            continue
+        if "eval_every" in remedy and predict(replace(config, **chosen), size).name != "scoring":  # type: ignore[arg-type]
             continue
         if remedy.get("gradient_checkpointing"):
             chosen.pop("two_stage", None)

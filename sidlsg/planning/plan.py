@@ -176,7 +176,9 @@ def misfit(config: Config, size: Footprint | None, gpu: Gpu) -> str | None:
     )
     if remedy is None:
         return f"{start}, and no setting changes that; use a larger GPU"
-    settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in remedy.items())
+    settings = " ".join(
+        f"--set {key}={'null' if value is None else str(value).lower()}" for key, value in remedy.items()
+    )
     then = memory.predict(replace(config, **remedy), size).total  # type: ignore[arg-type]
     half = ", at the quality of pure fp16" if "precision" in remedy else ""
     return f"{start}. With {settings} it needs {then:.1f} GiB{half} (estimate; --force runs it anyway)"

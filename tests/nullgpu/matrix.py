@@ -23,6 +23,7 @@ from sidlsg.planning.memory import phases
 from sidlsg.settings import make_config, preset_names
 
 STRATEGIES = ("long", "short", "lsg-simple", "lsg")
+SCORING = {"eval_every": 512, "eval_protocol": "gigagan"}
 ROOMY = 300.0  # GiB, where numbers are wanted whether they fit or not
 # What the plan calls the phases that run.py notes.
 PHASES = {
@@ -30,6 +31,7 @@ PHASES = {
     "the fake score's update": "fake score",
     "the generator's update": "generator",
     "drawing a grid": "grid",
+    "scoring": "scoring",
     "saving": "saving",
     "writing the student": "student",
 }
@@ -103,7 +105,7 @@ def main() -> None:
         folder = Path(temporary)
         build(folder)
         for preset in options.preset:
-            found = cells(run(folder, preset, options.strategy or ["lsg"], {"compile": options.compiled}))
+            found = cells(run(folder, preset, options.strategy or ["lsg"], {"compile": options.compiled} | SCORING))
             for first in range(0, len(found), len(PHASES)):
                 print(line(found[first : first + len(PHASES)]), flush=True)
 

@@ -1,7 +1,8 @@
 """Runs one preset on the null GPU and prints, as JSON, what PyTorch's allocator says of each phase; in ``cards.environment``.
 
 ``python -m nullgpu.run PRESET --strategy NAME ... [--set NAME=VALUE ...]``: the pre-flight check of every strategy; then for each
-two iterations of two rounds, with the draws of a whole batch on the GPU, grids, a checkpoint and the student's folder.
+two iterations of two rounds, with the draws of a whole batch on the GPU, grids, a checkpoint and the student's folder; with
+``eval_every`` also the scores of a batch of pictures.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import lcm
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from nullgpu import scorer
 from sidlsg.config import Config
+from sidlsg.distributed import Processes
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch, update_fake_score, update_generator
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.settings import gather, make_config
 from sidlsg.teachers.architectures import build_model
-from sidlsg.training import preflight
+from sidlsg.training import preflight, tracking
 from sidlsg.training.engine import Engine, stored_dtype
-from sidlsg.training.outputs import draw_grid, draw_teacher_grid, write_student
+from sidlsg.training.outputs import draw_grid, draw_pictures, draw_teacher_grid, write_student
+from sidlsg.training.tracking import Tracker
 
 LARGE = 2**20  # bytes; the null GPU copies nothing larger
 
@@ -135,6 +141,32 @@ def pass_checks(engine: Engine, peaks: Peaks) -> None:
         preflight.norm, preflight.plain_attention = norm, plain
 
 
+def make_tracker(config: Config, device: torch.device) -> Tracker:
+    """Scores a batch of pictures, by networks of random weights and without a reference."""
+    config = replace(config, eval_images=scorer.BATCH, eval_reference="none")
+    with (
+        scorer.random_weights(device),
+        patch.multiple(
+            tracking,
+            find_weights=lambda name: name,
+            PromptFile=lambda path: [f"a cat {i}" for i in range(scorer.BATCH)],
+            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0)),
+        ),
+    ):
+        return Tracker(config, device, Processes())
+
+
+def score(engine: Engine, tracker: Tracker) -> None:
+    """As ``Trainer.track`` does, but for what is computed on the CPU from features, which have no values."""
+
+    def captions_only(encoded: Any, reference: Any, captions: list[str], pairs: Any) -> dict[str, float]:
+        tracker.scorer.encode_captions(captions)
+        return {}
+
+    with engine.averaged(), patch.object(tracker.scorer, "score", captions_only):
+        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.teacher.latent_shape)
+
+
 def first_rounds(batch: Batch, count: int) -> Batch:
     """The first ``count`` samples as views, which keep the whole batch's memory."""
     return next(Batch(z, c, t, eps) for z, c, t, eps in batch.split(count))
@@ -149,6 +181,7 @@ def take(engine: Engine, config: Config) -> Config:
 def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str | None = None) -> dict[str, Any]:
     config = make_config(preset, settings)
     device = torch.device("cuda", 0)
+    tracker = make_tracker(config, device) if config.eval_every else None
     engine = Engine.build(config, build_model(arch or config.teacher, device, stored_dtype(config)), device)
     share = config.batch // config.processes
     rounds = min(2 * lcm(*config.micro_batches), share)
@@ -180,6 +213,9 @@ def run(preset: str, strategies: list[str], settings: dict[str, Any], arch: str 
                 draw_grid(engine, ["a cat"] * config.micro_batch, 0, Path(folder, "grid.png"))
             with peaks.phase("teacher's grid"):
                 draw_teacher_grid(engine, ["a cat"] * config.micro_batch, Path(folder, "teacher.png"))
+            if tracker:
+                with peaks.phase("scoring"):
+                    score(engine, tracker)
             with peaks.phase("saving"):
                 engine.finite()
                 Checkpoints(Path(folder)).save(0, engine.state(), {})
