@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from sidlsg.errors import UsageError
@@ -26,16 +27,27 @@ def full_path(text: str | os.PathLike[str]) -> str:
 
 
 def check_output(folder: Path) -> None:
-    """Raise UsageError when results cannot be written to a folder, better before they are computed. Makes nothing."""
+    """Raise UsageError when results cannot be written to a folder, better before they are computed. Leaves nothing there."""
     if len(os.fsencode(folder.name)) > 255:
         raise UsageError(f"{folder.name[:40]}... is too long a name for a folder; give another --out")
+    refusal = UsageError(f"cannot write to {folder}; give another --out")
     if not writable(folder):
-        raise UsageError(f"cannot write to {folder}; give another --out")
+        raise refusal
+    try:  # permissions say little on Windows, to root, and of what is no disk
+        tempfile.TemporaryFile(dir=_existing(folder)).close()
+    except OSError:
+        raise refusal from None
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which need not exist yet. Makes nothing."""
+    """Whether files may be made in a folder, which need not exist yet, by the permissions. Writes nothing."""
+    place = _existing(folder)
+    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+
+
+def _existing(folder: Path) -> str:
+    """The folder, with links followed, or the nearest one above it that exists."""
     place = os.path.realpath(folder)
     while not os.path.exists(place) and os.path.dirname(place) != place:
         place = os.path.dirname(place)
-    return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+    return place

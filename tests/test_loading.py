@@ -223,10 +223,13 @@ def test_pictures_of_one_model_are_never_taken_for_anothers(run, folder: Path, p
     rewrite(folder / f"{part}.safetensors", change)
     code, _, err = run("eval", *options)
     assert code == 2
-    one_line(err, "made with other settings", "--out")
+    one_line(err, f"made with other settings: parts_sha256 {part.partition('/')[0]} (", "--out")
+    assert err.count(" there, ") == 1
     assert (Path("scores") / "results.json").read_text() == first
     change_json(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
-    assert run("eval", *options)[0] == 2
+    code, _, err = run("eval", *options)
+    assert code == 2
+    one_line(err, "scheduler timestep_spacing (", "trailing here)")
 
 
 def test_a_student_of_a_model_without_a_size_is_drawn_by_the_stock_pipeline(run, folder: Path, tmp_path: Path) -> None:

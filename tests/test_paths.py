@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from sidlsg import data
 from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
-from sidlsg.paths import full_path, user_path, writable
+from sidlsg.paths import check_output, full_path, user_path, writable
 from sidlsg.runs.folder import RunFolder
 from sidlsg.teachers.foreign import about_file
 from sidlsg.teachers.loading import load_model
@@ -164,6 +164,20 @@ def test_paths(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not writable(home / "p.txt")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert not writable(tmp_path / "a")
+
+
+def test_an_output_is_tried_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions that allow it prove nothing, for instance below /proc or on Windows."""
+    check_output(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for folder in (
+        tmp_path / "file",
+        tmp_path / "file" / "b",
+        *([Path("/proc/x")] if os.path.isdir("/proc/self") else []),
+    ):
+        with pytest.raises(UsageError, match=r"cannot write to .*; give another --out"):
+            check_output(folder)
 
 
 def test_a_home_that_cannot_be_written_to_has_its_cache_elsewhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

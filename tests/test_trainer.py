@@ -207,6 +207,19 @@ def test_teacher_and_prompts_may_be_in_another_place(tiny_teacher, tmp_path, pro
         trainer(config_for(teacher, images=32, seed=7), tmp_path / "run", prompts)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_damaged_teacher_is_named_before_the_first_update(part: str, tiny_teacher, tmp_path, prompt_file) -> None:
+    teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    (path,) = (teacher / part).glob("*.safetensors")
+    weights = load_file(path)
+    weights[next(name for name in weights if name.endswith("bias"))][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        SidlsgError, match=rf"weights in the {part} of .*teacher are not finite; fetch or copy it again"
+    ):
+        trainer(config_for(teacher), tmp_path / "run", prompt_file).run()
+
+
 def test_a_run_without_a_checkpoint_takes_no_other_teacher(tiny_teacher, tmp_path, prompt_file) -> None:
     """Nothing shows that it is the same."""
     trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file)

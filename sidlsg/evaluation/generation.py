@@ -70,9 +70,8 @@ class Settings:
                 old = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
                 raise UsageError(f"{path} is damaged; give another --out") from None
-            new = asdict(self)
-            free = {"pictures", "model"}
-            differ = [f"{k} ({old.get(k)} there, {new[k]} here)" for k in new if k not in free and old.get(k) != new[k]]
+            was, now = _one_by_one(old), _one_by_one(asdict(self))
+            differ = [f"{k} ({was.get(k)} there, {now.get(k)} here)" for k in now | was if was.get(k) != now.get(k)]
             if differ:
                 raise UsageError(
                     f"{folder} holds pictures made with other settings: {', '.join(differ)}. Give another --out"
@@ -86,6 +85,15 @@ class Settings:
             write_text(path, json.dumps(asdict(self), indent=2) + "\n")
         except OSError as error:
             raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
+
+
+def _one_by_one(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that pictures must share, with those of each part and of the scheduler under names of their own."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in ("pictures", "model"):
+            found |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sidlsg.errors import SidlsgError
 from sidlsg.method import draws
@@ -58,6 +58,12 @@ def preflight(engine: Engine, prompt: str) -> str:
     size = norm(probed)
     probed = tuple(g.cpu() for g in probed)  # two gradients at once would need more memory than training
     if not (math.isfinite(size) and size > 0):
+        modules = {name: part for name, part in engine.teacher.parts.items() if isinstance(part, nn.Module)}
+        if bad := [name for name, part in modules.items() if not all(p.isfinite().all() for p in part.parameters())]:
+            raise SidlsgError(
+                f"pre-flight: weights in the {', '.join(bad)} of {engine.teacher.source} are not finite; fetch or copy it "
+                "again, or try --precision fp32"
+            )
         raise SidlsgError(
             f"pre-flight: the generator's gradient is {size} before the first update; try --precision fp32"
         )
