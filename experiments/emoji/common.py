@@ -24,6 +24,13 @@ def cosine_lr(peak: float, step: int, steps: int, warmup: int = 100) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
+@torch.no_grad()
+def average(averaged: torch.nn.Module, net: torch.nn.Module, step: int, decay: float = 0.999) -> None:
+    """averaged <- decay averaged + (1 - decay) net, with a smaller decay in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(net.parameters()), 1 - decay)
+
+
 class Checkpoint:
     """Named parts with ``state_dict``, written to a temporary name and renamed."""
 

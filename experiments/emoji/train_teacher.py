@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Checkpoint, cosine_lr, log_line, seed_step
+from common import Checkpoint, average, cosine_lr, log_line, seed_step
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from fetch_art import SETS, STYLE_HINT
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -83,12 +83,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(latent_channels: int) -> UNet2DConditionModel:
     """5.6 M parameters; attention at 4x4 and 2x2, as the larger models leave it out of their finest level."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=(64, 96, 128),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -101,7 +101,7 @@ def build_unet() -> UNet2DConditionModel:
 
 @torch.no_grad()
 def encode_art(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """uint8 [N, 64, 64, 3] -> scaled latents [N, 4, 8, 8] (posterior means)."""
+    """uint8 [N, 64, 64, 3] -> scaled latents [N, C, 8, 8] (posterior means)."""
     art = torch.from_numpy(images).permute(0, 3, 1, 2)
     batches = (art[i : i + 64].to(device, torch.float32) / 127.5 - 1 for i in range(0, len(art), 64))
     return torch.cat([vae.encode(b).latent_dist.mean for b in batches]) * vae.config.scaling_factor
@@ -150,7 +150,7 @@ def main() -> None:
     latents = encode_art(vae, art["images"], device)
     torch.manual_seed(0)
     text_encoder = build_text_encoder(tokenizer).to(device)
-    unet = build_unet().to(device, memory_format=torch.channels_last)
+    unet = build_unet(vae.config.latent_channels).to(device, memory_format=torch.channels_last)
     nets = torch.nn.ModuleDict({"unet": unet, "text": text_encoder})
     averaged = deepcopy(nets).requires_grad_(False)
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
@@ -189,9 +189,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         step += 1
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.parameters()), list(nets.parameters()), 1 - decay)
+        average(averaged, nets, step, decay=0.998)
         losses.append(error.mean().item())
         if step % 50 == 0 or step == args.steps:
             log_line(args.work / "teacher.log.jsonl", step, args.steps, started, first, loss=np.mean(losses))
