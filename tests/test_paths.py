@@ -303,7 +303,7 @@ def test_a_models_name_means_the_same_to_the_plan_of_an_evaluation(
     """A run folder also behind ~; an alias before a run folder of that name."""
     for folder in (home / "mine", tmp_path / "emoji-student"):
         folder.mkdir()
-        (folder / "config.yaml").write_text("")
+        (folder / "config.yaml").write_text("teacher: emoji\n")
     place = lambda model: " ".join(run("eval", "--dry-run", "--model", model)[1].split())  # noqa: E731
     assert "(a run folder)" in place("~/mine")
     assert "(a run folder)" in place("./emoji-student")
