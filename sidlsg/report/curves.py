@@ -28,7 +28,7 @@ def plots(runs: list[Run]) -> list[Plot]:
         _metric(
             runs, "images_per_second", "speed", "Speed", "images/s", "With grids and checkpoints, without scoring."
         ),
-        _metric(runs, "peak_gib", "memory", "Peak memory", "GiB", "Of the first process, since it started."),
+        _metric(runs, "peak_gib", "memory", "Peak memory", "GiB", "Of the first process, in the updates alone."),
     ]
     return [plot for plot in found if plot.series]
 
