@@ -16,6 +16,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -566,7 +567,19 @@ def test_live_says_in_a_line_that_a_run_is_gone(live) -> None:
 def test_live_ends_with_ctrl_c(tmp_path: Path) -> None:
     make_run(tmp_path / "run", grids=0)
     command = [sys.executable, "-m", "sidlsg", "report", "run", "--live"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Whatever started the tests may ignore Ctrl-C (a shell's background job does), and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+        ExitStack() as at_last,
+    ):
+        at_last.callback(process.kill)  # leaving Popen's block waits for the process
         assert process.stdout is not None
         first = process.stdout.readline()
         address = re.match(r"http://127\.0\.0\.1:\d+/", first)
