@@ -276,7 +276,8 @@ def test_results_that_could_not_be_written_are_not_computed(
     def computed(*arguments: object, **options: object) -> None:
         raise AssertionError("something was computed")
 
-    for name in ("evaluation.run.Scorer", "evaluation.run.open_model", "evaluation.hps.find_weights", "api.sample"):
+    scoring = ("evaluation.run.Scorer", "evaluation.run.open_model", "evaluation.hps.find_weights")
+    for name in (*scoring, "api.sample", "benchmark.comparison.compare"):
         monkeypatch.setattr(f"sidlsg.{name}", computed)
     pictures = folder_of(tmp_path / "pictures", 2)
     (tmp_path / "closed").mkdir()
@@ -288,6 +289,7 @@ def test_results_that_could_not_be_written_are_not_computed(
         (["eval", "stats", pictures, "--protocol", "embedded"], "closed/it.npz"),
         (["sample", "a cat"], "closed/pictures"),
         (["sample", "a cat"], "closed/it.png"),
+        (["compare", "a cat"], "closed/it.png"),
     ):
         code, _, err = run(*command, "--out", out)
         assert code == 2, err

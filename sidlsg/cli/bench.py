@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
-from sidlsg.cli.options import path_option
+from sidlsg.cli.options import Device, Precision, path_option
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[sample ...]")
 
@@ -48,7 +48,7 @@ def bench(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also each switch of the engine turned off, one by one.")
     ] = False,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, path_option("Folder for bench.json and bench.md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:
@@ -96,16 +96,11 @@ def sample(
             autocompletion=completion.architectures, help=f"{ARCH_HELP} Default: sd15 on a GPU, emoji on a CPU."
         ),
     ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
-        ),
-    ] = None,
+    precision: Precision = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
     images: Annotated[int, typer.Option(min=1, help="Pictures a measurement.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON; the table goes to stderr.")] = False,
 ) -> None:

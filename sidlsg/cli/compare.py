@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
-from sidlsg.cli.options import path_option
-from sidlsg.paths import user_path
+from sidlsg.cli.options import Device, Precision, path_option
+from sidlsg.paths import check_output, user_path
 
 
 def compare(
@@ -37,13 +37,8 @@ def compare(
     batch: Annotated[
         int, typer.Option(min=1, help="Pictures made at once; changes the seconds, not the pictures.")
     ] = 8,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Precision = None,
+    device: Device = "auto",
     out: Annotated[Path, path_option("The .png file to write.")] = Path("compare.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the file and the seconds as JSON.")] = False,
 ) -> None:
@@ -65,6 +60,7 @@ def compare(
         raise UsageError('nothing to draw; give a prompt (sidlsg compare "red heart") or --prompts FILE')
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the grid is written as one .png file; give such a name")
+    check_output(out.parent)
     numbers = parse_seeds(seeds)
     names = [name for given in models or ["emoji-student,emoji"] for name in split(given)]
 

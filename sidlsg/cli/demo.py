@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
+from sidlsg.cli.options import Device, Precision
 
 
 def demo(
@@ -22,13 +23,8 @@ def demo(
         str, typer.Option(help="Address to listen on; any but 127.0.0.1 lets other machines draw on this one.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 7860,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Precision = None,
+    device: Device = "auto",
 ) -> None:
     """Serve a page where one types a prompt and sees the picture change (needs `pip install "sidlsg[demo]"`).
 

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
-from sidlsg.cli.options import path_argument, path_option
+from sidlsg.cli.options import Device, path_argument, path_option
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[stats ...]")
 
 REFERENCE_HELP = "Real pictures: a folder (encoded once, cached) or a file of `sidlsg eval stats`."
 INCEPTION_HELP = "Inception weights file, instead of the cached or downloaded one."
-DEVICE_HELP = "auto, cpu, cuda or cuda:N."
 
 
 @app.callback()
@@ -57,7 +56,7 @@ def evaluate(
     precision: Annotated[
         str | None, typer.Option(autocompletion=completion.precisions, help="Of the generator: fp32, bf16 or fp16.")
     ] = None,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help=DEVICE_HELP)] = "auto",
+    device: Device = "auto",
     inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
     clip: Annotated[Path | None, path_option("CLIP ViT-g-14 weights file.")] = None,
     hps: Annotated[Path | None, path_option("HPS weights file.")] = None,
@@ -153,7 +152,7 @@ def stats(
         bool, typer.Option("--features/--no-features", help="Keep features, which precision and recall need.")
     ] = True,
     inception: Annotated[Path | None, path_option(INCEPTION_HELP)] = None,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help=DEVICE_HELP)] = "auto",
+    device: Device = "auto",
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once.")] = None,
 ) -> None:
     """Make a file of reference statistics to share, so that others need no pictures.

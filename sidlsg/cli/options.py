@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from sidlsg.cli import completion
 from sidlsg.paths import user_path
 
 
@@ -17,3 +18,11 @@ def path_option(help: str, *names: str) -> Any:
 def path_argument(help: str) -> Any:
     """As ``path_option``, without a name."""
     return typer.Argument(parser=user_path, metavar="PATH", help=help)
+
+
+# Of commands that draw; training and scoring explain their own precision.
+Precision = Annotated[
+    str | None,
+    typer.Option(autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."),
+]
+Device = Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")]

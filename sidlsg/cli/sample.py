@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
-from sidlsg.cli.options import path_option
+from sidlsg.cli.options import Device, Precision, path_option
 
 MOST = 1_000_000  # seeds a prompt
 
@@ -48,13 +48,8 @@ def sample(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once; does not change them.")] = 8,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completion.precisions, help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(autocompletion=completion.devices, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Precision = None,
+    device: Device = "auto",
     out: Annotated[Path, path_option("Folder, or the name of a .png file for a single picture or a grid.")] = Path(
         "samples"
     ),
