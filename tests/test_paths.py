@@ -277,7 +277,8 @@ def test_results_that_could_not_be_written_are_not_computed(
         raise AssertionError("something was computed")
 
     scoring = ("evaluation.run.Scorer", "evaluation.run.open_model", "evaluation.hps.find_weights")
-    for name in (*scoring, "api.sample", "benchmark.comparison.compare"):
+    benchmarks = ("benchmark.distillation.measure", "benchmark.sampling.measure_sampling")
+    for name in (*scoring, *benchmarks, "api.sample", "benchmark.comparison.compare"):
         monkeypatch.setattr(f"sidlsg.{name}", computed)
     pictures = folder_of(tmp_path / "pictures", 2)
     (tmp_path / "closed").mkdir()
@@ -290,6 +291,8 @@ def test_results_that_could_not_be_written_are_not_computed(
         (["sample", "a cat"], "closed/pictures"),
         (["sample", "a cat"], "closed/it.png"),
         (["compare", "a cat"], "closed/it.png"),
+        (["bench", "--device", "cpu"], "closed/bench"),
+        (["bench", "sample", "--device", "cpu"], "closed/bench"),
     ):
         code, _, err = run(*command, "--out", out)
         assert code == 2, err

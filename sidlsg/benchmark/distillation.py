@@ -21,6 +21,7 @@ from sidlsg.config import Config
 from sidlsg.devices import DTYPES, PeakMemory
 from sidlsg.method import draws
 from sidlsg.method.guidance import STRATEGIES
+from sidlsg.paths import check_output
 from sidlsg.planning.cost import forward_equivalents
 from sidlsg.planning.footprint import footprints
 from sidlsg.settings import make_config
@@ -185,6 +186,8 @@ def run(
     Returns the rows; a row that did not run has an ``error``. Raises UsageError for unknown names, SidlsgError when the files
     cannot be written.
     """
+    if out is not None:
+        check_output(out)
     arch = arch or default_arch(device)
     family_of_architecture(arch)
     gflop = footprints()[arch].gflop

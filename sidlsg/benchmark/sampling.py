@@ -18,6 +18,7 @@ from sidlsg.benchmark.timing import Timing, timed
 from sidlsg.devices import DTYPES, pick_precision
 from sidlsg.evaluation.generation import caption_jobs, generate
 from sidlsg.method.generator import OneStepGenerator
+from sidlsg.paths import check_output
 from sidlsg.sampling.draw import one_step, seed_noise
 from sidlsg.sampling.pictures import to_pil
 from sidlsg.teachers.architectures import build_model
@@ -45,6 +46,8 @@ def run(
 
     Returns the rows. Raises UsageError for unknown names, SidlsgError when the files cannot be written.
     """
+    if out is not None:
+        check_output(out)
     arch, precision = arch or default_arch(device), pick_precision(precision, device)
     model = build_model(arch, device, DTYPES[precision])
     with tempfile.TemporaryDirectory() as folder:
