@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "t_max": 880,
     "drop_prompt": 0.4,
     "lr": 2e-3,
+    "lr_decay": 24,
     "adam_eps": 1e-2,
     "clip_value": 0.4,
     "ema_half_life": 30,
@@ -48,6 +49,7 @@ BROKEN = {
     "t_max": {"t_max": 870},
     "drop_prompt": {"drop_prompt": 0.1},
     "lr": {"lr": 2.2e-3},
+    "lr_decay": {"lr_decay": 16},
     "adam_eps": {"adam_eps": 1.2e-2},
     "clip_value": {"clip_value": None},
     "ema_half_life": {"ema_half_life": 20},
@@ -75,6 +77,9 @@ def transcription(teacher: Path, prompts: Path, settings: dict[str, Any]) -> dic
         ramp_up=settings["ema_ramp_up"],
     )
     for iteration in range(ITERATIONS):
+        left = (ITERATIONS - iteration) * batch / settings["lr_decay"]
+        for adam in (naive.adam_psi, naive.adam_theta):
+            adam.param_groups[0]["lr"] = settings["lr"] * min(left, 1)
         for update, step in ((0, naive.fake_score_step), (1, naive.generator_step)):
             z, eps, t, texts = [], [], [], []
             for i in range(batch):

@@ -1,4 +1,4 @@
-"""What the training scripts of the embedded models share: seeding by step, checkpoints, learning rate, progress."""
+"""What the scripts of the embedded models share: the split of the drawings, seeding by step, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+REFERENCE, REFERENCE_SEED = 1024, 11
+
+
+def split_drawings(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the drawings that the teacher learns from, and of the benchmark's reference, which it never sees."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(REFERENCE_SEED))
+    return order[REFERENCE:].sort().values, order[:REFERENCE]
 
 
 def seed_step(stream: int, step: int) -> torch.Generator:

@@ -5,7 +5,8 @@ versions and checked against pinned SHA-256 sums. Output, in the work folder:
 
 * ``art.npz``      ``images`` uint8 [N, 64, 64, 3] on white, ``style`` int64 [N]
 * ``captions.txt`` one short caption a line ("red heart"), in the order of ``images``
-* ``prompts.txt``  the distinct prompts the teacher was trained on, short and with style, sorted
+* ``prompts.txt``  the distinct prompts that the teacher is trained on, short and with style, sorted: those of all drawings but
+  the benchmark's reference
 
     python experiments/emoji/fetch_art.py --work build/emoji
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import resvg_py
+from common import split_drawings
 from PIL import Image
 
 # package, version, SHA-256 of the npm tarball, style word used in the captions
@@ -128,8 +130,9 @@ def main() -> None:
 
     np.savez(work / "art.npz", images=np.stack(images), style=np.array(styles))
     (work / "captions.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
-    with_style = {c + STYLE_HINT.format(SETS[s][3]) for c, s in zip(captions, styles, strict=True)}
-    prompts = sorted(set(captions)) + sorted(with_style)
+    learnt = split_drawings(len(captions))[0].tolist()
+    with_style = {captions[i] + STYLE_HINT.format(SETS[styles[i]][3]) for i in learnt}
+    prompts = sorted({captions[i] for i in learnt}) + sorted(with_style)
     (work / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"{len(images)} pictures, {len(set(captions))} distinct captions, {len(prompts)} prompts -> {work}")
 

@@ -53,16 +53,23 @@ def teacher_scales(art: dict[str, np.ndarray], captions: list[str]) -> None:
     labelled(rows).save(OUT / "teacher-cfg.png", optimize=True)
 
 
-def random_prompts(captions: list[str]) -> None:
-    """Forty prompts that nobody chose: teacher and student."""
+def random_prompts() -> None:
+    """Forty prompts that nobody chose, each with its caption: on the left the teacher at CFG 3, on the right the student."""
+    captions = [p for p in PromptFile(ASSETS / "emoji-prompts.txt") if not p.endswith(" style")]
     chosen = [captions[i] for i in np.random.default_rng(0).permutation(len(captions))[:40]]
-    rows = []
-    for name, label in (("emoji", "teacher, 25 DDIM steps, CFG 3"), ("emoji-student", "student, 1 step")):
+    drawn = []
+    for name, options in (("emoji", {"steps": 25, "guidance": 3.0}), ("emoji-student", {})):
         model = load_model(str(ASSETS / name), torch.device("cpu"))
-        steps = {} if model.student else {"steps": 25, "guidance": 3.0}
-        rows.append((label, make_grid(list(draw(model, chosen, range(40), batch=20, **steps)), 20)))
-    labelled(rows).save(OUT / "random-prompts.png", optimize=True)
-    print("random prompts:", "; ".join(chosen))
+        drawn.append(list(draw(model, chosen, range(40), batch=20, **options)))
+    columns, size, head = 5, 96, 22
+    page = Image.new("RGB", (columns * (2 * size + 16), 8 * (size + head)), "white")
+    pen = ImageDraw.Draw(page)
+    for place, (caption, *pictures) in enumerate(zip(chosen, *drawn, strict=True)):
+        left, top = place % columns * (2 * size + 16), place // columns * (size + head)
+        pen.text((left + 2, top + 4), caption, fill="black", font_size=13)
+        for x, picture in zip((left, left + size), pictures, strict=True):
+            page.paste(picture.resize((size, size), Image.Resampling.LANCZOS), (x, top + head))
+    page.save(OUT / "random-prompts.png", optimize=True)
 
 
 def reconstructions(art: dict[str, np.ndarray]) -> None:
@@ -80,7 +87,7 @@ def reconstructions(art: dict[str, np.ndarray]) -> None:
 
 
 def curves(work: Path) -> None:
-    """Training curves of the UNet (epsilon loss) and of the VAE's two phases (mean squared error)."""
+    """Training curves of the UNet (epsilon loss) and of the VAE (mean squared error)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,15 +98,10 @@ def curves(work: Path) -> None:
         (axes[0], "teacher", "loss", "UNet: ε mean squared error"),
         (axes[1], "vae", "mse", "VAE: mean squared error on [-1, 1]"),
     ):
-        start = 0
-        for phase in (name, "decoder") if name == "vae" else (name,):
-            log = [json.loads(line) for line in (work / f"{phase}.log.jsonl").read_text().splitlines()]
-            steps = np.array([line["step"] for line in log]) + start
-            axis.plot(steps, [line[key] for line in log], label="decoder only" if phase == "decoder" else "both")
-            start = steps[-1]
+        log = [json.loads(line) for line in (work / f"{name}.log.jsonl").read_text().splitlines()]
+        axis.plot([line["step"] for line in log], [line[key] for line in log])
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    axes[1].legend()
     figure.savefig(OUT / "teacher-curves.png", dpi=90)
 
 
@@ -119,7 +121,7 @@ def main() -> None:
     art = dict(np.load(args.work / "art.npz"))
     captions = (args.work / "captions.txt").read_text(encoding="utf-8").splitlines()
     teacher_scales(art, captions)
-    random_prompts(captions)
+    random_prompts()
     reconstructions(art)
     curves(args.work)
     progress(args.run)

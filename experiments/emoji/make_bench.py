@@ -11,11 +11,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
+from common import split_drawings
 from fetch_art import SETS, SIZE, STYLE_HINT
 from PIL import Image
 
-COUNT, COLUMNS, SEED = 1024, 32, 11
+COLUMNS = 32
 
 
 def main() -> None:
@@ -26,17 +26,18 @@ def main() -> None:
 
     data = np.load(args.work / "art.npz")
     captions = (args.work / "captions.txt").read_text(encoding="utf-8").splitlines()
-    chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(SEED))[:COUNT].tolist()
+    chosen = split_drawings(len(captions))[1].tolist()
     lines = [
         captions[i] + (STYLE_HINT.format(SETS[data["style"][i]][3]) if place % 2 else "")
         for place, i in enumerate(chosen)
     ]
-    tiles = data["images"][chosen].reshape(COUNT // COLUMNS, COLUMNS, SIZE, SIZE, 3).swapaxes(1, 2)
+    rows = len(chosen) // COLUMNS
+    tiles = data["images"][chosen].reshape(rows, COLUMNS, SIZE, SIZE, 3).swapaxes(1, 2)
     args.out.mkdir(parents=True, exist_ok=True)
-    sheet = Image.fromarray(np.ascontiguousarray(tiles.reshape(COUNT // COLUMNS * SIZE, COLUMNS * SIZE, 3)))
+    sheet = Image.fromarray(np.ascontiguousarray(tiles.reshape(rows * SIZE, COLUMNS * SIZE, 3)))
     sheet.save(args.out / "reference.png", optimize=True)
     (args.out / "captions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{COUNT} drawings, {len(set(lines))} distinct captions -> {args.out}")
+    print(f"{len(chosen)} drawings, {len(set(lines))} distinct captions -> {args.out}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Checkpoint, average, cosine_lr, log_line, seed_step
+from common import Checkpoint, average, cosine_lr, log_line, seed_step, split_drawings
 from diffusers import AutoencoderKL
 
 from sidlsg.evaluation.pictures import load_sheet
@@ -28,6 +28,7 @@ from sidlsg.sampling.pictures import to_pil
 
 CHANNELS = (16, 32, 64, 64)
 SHIFT = 4  # pixels
+LATENT = (8, 8)
 
 
 def build(latent_channels: int) -> AutoencoderKL:
@@ -89,23 +90,34 @@ class Distance:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
-    parser.add_argument("--latent-channels", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--latent-channels", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--kl", type=float, default=1e-3, help="weight of the mean KL divergence per latent element")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast and torch.compile: a third faster on AVX-512 BF16")
     parser.add_argument("--measure-every", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
 
-    art = torch.from_numpy(np.load(args.work / "art.npz")["images"]).permute(0, 3, 1, 2)
+    drawings = np.load(args.work / "art.npz")["images"]
+    art = torch.from_numpy(drawings[split_drawings(len(drawings))[0].numpy()]).permute(0, 3, 1, 2)
     torch.manual_seed(0)
     vae = build(args.latent_channels).to(device, memory_format=torch.channels_last)
     averaged = deepcopy(vae).requires_grad_(False)
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr, betas=(0.9, 0.99))
     parts = {"model": vae, "averaged": averaged, "optimizer": optimizer}
     checkpoint = Checkpoint(args.work / "vae.ckpt.pt", parts)
+
+    def reconstruct(x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.mean + posterior.std * noise).sample
+        return y.float(), posterior.kl().mean() / noise[0].numel()
+
+    if args.bf16:
+        reconstruct = torch.compile(reconstruct)
     distance = Distance(device)
     step = first = checkpoint.load()
     started, losses = time.time(), []
@@ -114,10 +126,8 @@ def main() -> None:
         index = torch.randint(len(art), (args.batch,), generator=generator)
         x = augment(art[index].to(device, torch.float32) / 127.5 - 1, generator)
         x = x.contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-        y = vae.decode(posterior.mean + posterior.std * noise).sample
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        noise = torch.randn(args.batch, args.latent_channels, *LATENT, generator=generator).to(device)
+        y, kl = reconstruct(x, noise)
         loss = reconstruction_loss(y, x) + args.kl * kl
         optimizer.param_groups[0]["lr"] = cosine_lr(args.lr, step, args.steps)
         optimizer.zero_grad()

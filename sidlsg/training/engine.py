@@ -19,7 +19,7 @@ from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
-from sidlsg.method.optim import FullAdam, LeanAdam
+from sidlsg.method.optim import FullAdam, LeanAdam, decayed_lr
 from sidlsg.method.times import UniformTimes
 from sidlsg.method.update import NetworkUpdate, Stats
 from sidlsg.teachers.family import Model, PromptEncoder
@@ -149,6 +149,8 @@ class Engine:
     def iterate(self, batches: tuple[Batch, Batch], images_seen: int) -> tuple[Stats, Stats]:
         """One iteration of Algorithm 1, psi's update and then theta's, and of the average, at ``images_seen`` images."""
         config, (fake, micro) = self.config, self.config.micro_batches
+        for update in (self.psi, self.theta):
+            update.optimizer.param_groups[0]["lr"] = decayed_lr(config.lr, images_seen, config.images, config.lr_decay)
         if self.ahead is None:
             self.ahead = update_fake_score(self.nets, self.psi, batches[0], fake)
         stats = self.ahead, update_generator(self.nets, self.theta, batches[1], micro)
