@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-
 REFERENCE, REFERENCE_SEED = 1024, 11
 
 

@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--kl", type=float, default=1e-3, help="weight of the mean KL divergence per latent element")
-    parser.add_argument("--bf16", action="store_true", help="bf16 autocast and torch.compile: a third faster on AVX-512 BF16")
+    parser.add_argument(
+        "--bf16", action="store_true", help="bf16 autocast and torch.compile: a third faster on AVX-512 BF16"
+    )
     parser.add_argument("--measure-every", type=int, default=2000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
