@@ -134,9 +134,8 @@ class Config:
     fake_micro_batch: Annotated[Count | None, FREE] = None
     processes: Annotated[Count, FREE] = 1  # what the preset was made for; the plan assumes it, torchrun decides
     lr: Positive = 1e-6  # both networks
-    lr_decay: Annotated[Count | None, FREE] = (
-        None  # it falls linearly to 0 over the last so many images; None: it stays
-    )
+    # It falls linearly to 0 over the run's last so many images; None: it stays.
+    lr_decay: Annotated[Count | None, FREE] = None
     adam_eps: Positive = 1e-8
     clip_value: Positive | None = None  # value clip of the generator's gradients (pure fp16)
     # In bf16, autocast over fp32 weights; fp16 is the paper's: everything in half.
