@@ -52,9 +52,7 @@ def check(cells: list[Cell]) -> None:
 @pytest.mark.parametrize("preset", FIRST_TO_BREAK)
 def test_a_preset_runs_on_its_gpu_as_planned(preset: str, null_gpu: Path) -> None:
     """Eager, on a card of its own size: every phase fits and needs what the plan says; no update waits for the device."""
-    settings: dict[str, Any] = {"compile": False} | (
-        {} if preset == "16gb" else SCORING
-    )  # 16 GB do not hold the judges
+    settings: dict[str, Any] = {"compile": False} | SCORING
     found = matrix.run(null_gpu, preset, ["lsg"], settings, on_its_own_gpu=True)
     assert not found["strategies"]["lsg"]["refused"]
     assert not found["strategies"]["lsg"]["waits"]

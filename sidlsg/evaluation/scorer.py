@@ -25,6 +25,7 @@ from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached
 from sidlsg.evaluation.weights import file_sha256, find_weights
 
 METRICS = ("fid", "clip", "pr")
+BATCH = 32  # pictures a forward pass
 Tick = Callable[[int], None]
 
 
@@ -101,7 +102,7 @@ class Scorer:
     Args:
         metrics: which of fid, clip and pr (precision and recall); networks that none of them needs are not loaded.
         inception, clip: paths of weights files; None looks in the cache, then downloads.
-        batch: pictures per forward pass; None chooses by the device.
+        batch: pictures a forward pass; None: ``BATCH``.
 
     Raises UsageError or SidlsgError when a weights file is missing or belongs to another model.
     """
@@ -117,7 +118,7 @@ class Scorer:
         batch: int | None = None,
     ) -> None:
         self.protocol, self.device, self.metrics = protocol, device, tuple(metrics)
-        self.batch = batch or (64 if device.type == "cuda" else 32)
+        self.batch = batch or BATCH
         self.weights: dict[str, str] = {}
         self.extractor = self.clip = None
         self.captions: tuple[list[str], Tensor] | None = (

@@ -96,10 +96,14 @@ def grid_phase(config: Config, size: Footprint) -> Phase:
 
 
 def scoring_phase(config: Config, size: Footprint) -> Phase:
-    """Drawing pictures and encoding them by the networks of ``eval_protocol``, which are on the CPU in all other phases."""
-    micro, scorer = config.micro_batch, scorers()[config.eval_protocol]
-    fullest = max(_drawn(config, size, micro), Moment(0.0, scorer.encoding), key=lambda m: m.gib(micro))
-    return _phase("scoring", {**_drawing(config, size), "scorer": scorer.weights}, fullest, micro)
+    """Encoding pictures by the networks of ``eval_protocol``, which are on the CPU in all other phases, after drawing them."""
+    scorer = scorers()[config.eval_protocol]
+    lines = {**_resting(config, size), "scorer": scorer.weights}
+    return max(
+        replace(grid_phase(config, size), name="scoring"),
+        _phase("scoring", lines, Moment(0.0, scorer.encoding), config.micro_batch),
+        key=lambda phase: phase.total,
+    )
 
 
 def saving_phase(config: Config, size: Footprint) -> Phase:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sidlsg.prompts import PromptFile
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.sampling.pictures import to_pil
 
-CHUNK = 256  # pictures in memory at once
+CHUNK = 512  # pictures in memory at once
 
 
 def score_places(config: Config) -> list[int]:
@@ -81,35 +82,49 @@ class Tracker:
         """The name of the score that decides which student is best; smaller is better."""
         return self.protocol.distance.lower()
 
-    def __call__(self, draw: Callable[[Tensor, list[str]], Tensor], shape: tuple[int, ...]) -> dict[str, float]:
-        """Score a generator.
+    def __call__(
+        self,
+        draw: Callable[[Tensor, list[str]], Tensor],
+        drawing: Callable[[], AbstractContextManager[None]],
+        shape: tuple[int, ...],
+    ) -> dict[str, float]:
+        """Score a generator. Its networks and those that judge are in turn on the device: what either needs beside the run's
+        state need not fit together.
 
         Args:
             draw: (z [B, C, H, W] on the CPU, B captions) -> images [B, 3, H', W'] in [0, 1].
+            drawing: a context in which pictures are drawn, and nothing else is done.
             shape: (C, H, W) of a latent.
 
         Returns the scores on the main process, an empty dict on the others.
         """
         mine = list(range(self.pictures))[self.processes.rank :: self.processes.world]
         parts = []
-        self.scorer.to(self.device)
         for start in range(0, len(mine), CHUNK):
             pictures = []
             chunk = mine[start : start + CHUNK]
-            for first in range(0, len(chunk), self.batch):
-                seeds = chunk[first : first + self.batch]
-                pictures += to_pil(draw(seed_noise(seeds, shape), [self.captions[i] for i in seeds]))
-            parts.append(self.scorer.encode(pictures, features=True, clip=True))
+            with drawing():
+                for first in range(0, len(chunk), self.batch):
+                    seeds = chunk[first : first + self.batch]
+                    pictures += to_pil(draw(seed_noise(seeds, shape), [self.captions[i] for i in seeds]))
+            with self.judging() as scorer:
+                parts.append(scorer.encode(pictures, features=True, clip=True))
         numbers = torch.tensor(mine)
         features, embeddings = torch.cat([p.features for p in parts]), torch.cat([p.embeddings for p in parts])  # type: ignore[misc]
         everything = distributed.gather((numbers, features, embeddings))
         order = torch.cat([part[0] for part in everything]).argsort()
         encoded = Encoded(*(torch.cat([part[i] for part in everything])[order] for i in (1, 2)))
+        if not self.processes.main:
+            return {}
+        with self.judging() as scorer:
+            return scorer.score(encoded, self.reference, self.captions, [(i, i) for i in range(self.pictures)])
+
+    @contextmanager
+    def judging(self) -> Iterator[Scorer]:
+        """The scorer is on the device inside the block, and on the CPU after it."""
+        self.scorer.to(self.device)
         try:
-            if not self.processes.main:
-                return {}
-            pairs = [(i, i) for i in range(self.pictures)]
-            return self.scorer.score(encoded, self.reference, self.captions, pairs)
+            yield self.scorer
         finally:
             self.scorer.to(torch.device("cpu"))
 

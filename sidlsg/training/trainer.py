@@ -363,10 +363,11 @@ class Trainer:
         tracker, folder = self.tracker, self.folder
         if tracker is None:
             return
-        with self.engine.averaged():
-            scores = tracker(
-                lambda z, prompts: draw_pictures(self.engine, z, prompts), self.engine.teacher.latent_shape
-            )
+        scores = tracker(
+            lambda z, prompts: draw_pictures(self.engine, z, prompts),
+            self.engine.averaged,
+            self.engine.teacher.latent_shape,
+        )
         if self.processes.main:
             earlier = read_metrics(folder.scores) if folder.scores.is_file() else []
             line = {"images_seen": self.images_seen} | tracker.about | scores

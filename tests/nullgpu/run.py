@@ -165,8 +165,8 @@ def score(engine: Engine, tracker: Tracker) -> None:
         tracker.scorer.encode_captions(captions)
         return {}
 
-    with engine.averaged(), patch.object(tracker.scorer, "score", captions_only):
-        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.teacher.latent_shape)
+    with patch.object(tracker.scorer, "score", captions_only):
+        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.averaged, engine.teacher.latent_shape)
 
 
 def step_without_values(scheduler: Any, eps: Tensor, t: Tensor, x_t: Tensor, **_: Any) -> tuple[Tensor]:

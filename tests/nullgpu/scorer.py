@@ -16,11 +16,9 @@ from torch import nn
 
 from sidlsg.evaluation import networks
 from sidlsg.evaluation.protocol import Protocol, protocols
-from sidlsg.evaluation.scorer import Scorer
+from sidlsg.evaluation.scorer import BATCH, Scorer
 from sidlsg.planning.counting import allocated, fullest
 from sidlsg.planning.footprint import GIB
-
-BATCH = 64  # pictures a pass on a GPU, of ``Scorer``
 
 
 @contextmanager
