@@ -1,0 +1,59 @@
+"""The runs of a plan, one after the other: distillations of the embedded teacher, and evaluations. Resumes where it stopped.
+
+    python experiments/run.py claims            # those of experiments/claims/plan.yaml; hours on two idle cores
+    python experiments/run.py student batch-16  # only this run of experiments/student/plan.yaml
+
+Runs go to ``runs/<plan>/seed-<s>/<name>``, evaluations to ``evals/<plan>/<name>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+
+
+def commands(plan: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """(name, words of the ``sidlsg`` command) of every run that is asked for and not finished."""
+    found = yaml.safe_load((HERE / plan / "plan.yaml").read_text(encoding="utf-8"))
+    students, evaluated = found["students"], found.get("teachers", {})
+    runs = [
+        (name, "distill", f"runs/{plan}/seed-{seed}/{name}", {"seed": seed} | students["common"] | options)
+        for seed in found["seeds"]
+        for name, options in students.items()
+        if name != "common"
+    ] + [
+        (name, "eval", f"evals/{plan}/{name}", evaluated["common"] | options)
+        for name, options in evaluated.items()
+        if name != "common"
+    ]
+    for name, verb, out, options in runs:
+        finished = (Path(out) / ("student" if verb == "distill" else "results.json")).exists()
+        if not finished and (not names or name in names):
+            words = [sys.executable, "-m", "sidlsg", verb, "--out", out]
+            for key, value in options.items():  # what is no option of the command is a setting
+                words += [f"--set={key}={value}"] if "_" in key else [f"--{key}", str(value)]
+            yield name, words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", choices=sorted(path.parent.name for path in HERE.glob("*/plan.yaml")))
+    parser.add_argument("names", nargs="*", help="only these runs")
+    options = parser.parse_args()
+    for name, words in commands(options.plan, options.names):
+        begun = time.monotonic()
+        print("$ sidlsg", *words[3:], flush=True)
+        subprocess.run(words, check=True)
+        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
