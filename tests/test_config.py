@@ -15,7 +15,7 @@ from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidlsg.cli.sample import parse_seeds
+from sidlsg.cli.drawing import parse_seeds
 from sidlsg.config import FIELDS, FREE_FIELDS, Config, parse_count, parse_kappa
 from sidlsg.data import presets_folder
 from sidlsg.errors import SidlsgError, UsageError

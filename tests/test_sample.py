@@ -21,8 +21,9 @@ from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
-from sidlsg.sampling.draw import SAMPLERS, check_sampling, many_step_scheduler, one_step
+from sidlsg.sampling.draw import check_sampling, many_step_scheduler, one_step
 from sidlsg.sampling.pictures import slug
+from sidlsg.sampling.samplers import SAMPLERS
 from sidlsg.teachers.loading import load_model
 
 CPU = torch.device("cpu")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sidlsg.cli import completion
+from sidlsg.cli.drawing import make_folder, parse_seeds, say_unwritable
 from sidlsg.cli.options import Device, Precision, path_option
 from sidlsg.paths import check_output, user_path
 
@@ -50,7 +51,6 @@ def compare(
     Examples: `sidlsg compare "red heart" "cat face"` ·
     `sidlsg compare "red heart" --models runs/a,runs/b,emoji@25 --seeds 0-7 --out grid.png`
     """
-    from sidlsg.cli.sample import make_folder, parse_seeds, say_unwritable
     from sidlsg.errors import UsageError
     from sidlsg.prompts import PromptFile
     from sidlsg.terminal import note, print_json

@@ -52,7 +52,7 @@ def _gpus() -> Iterable[str]:
 
 
 def _samplers() -> Iterable[str]:
-    from sidlsg.sampling.draw import SAMPLERS
+    from sidlsg.sampling.samplers import SAMPLERS
 
     return SAMPLERS
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sidlsg.cli import completion
+from sidlsg.cli.drawing import MOST, make_folder, parse_seeds, say_unwritable
 from sidlsg.cli.options import Device, Precision, path_option
-
-MOST = 1_000_000  # seeds a prompt
 
 
 def sample(
@@ -140,41 +137,3 @@ def sample(
         tell(made[-1])
     if as_json:
         print_json({"files": list(map(str, made)), "seconds": time.perf_counter() - begun})
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder for pictures; raises SidlsgError when it cannot be made."""
-    from sidlsg.errors import SidlsgError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SidlsgError(f"cannot write to {folder}: {error.strerror}; give another --out") from None
-
-
-def say_unwritable(labels: Sequence[str]) -> None:
-    """Say which characters of the labels are empty boxes in a picture, if any."""
-    from sidlsg.sampling.lettering import unwritable
-    from sidlsg.terminal import note
-
-    if characters := unwritable(labels):
-        note(
-            f"no font on this machine can write {characters} in the labels, where they are boxes; install one "
-            "(Noto has all scripts). The PNG's text entries hold the prompts in full"
-        )
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "0-63" or "1,5,8-10"; raises UsageError for anything else."""
-    from sidlsg.errors import UsageError
-
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise UsageError(f'seeds are "{text}"; write a range (0-63), a list (1,5,9) or both (0-3,8)')
-        new = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if len(new) > MOST:
-            raise UsageError(f'seeds are "{text}"; that is more than {MOST:,} pictures')
-        numbers += new
-    return numbers

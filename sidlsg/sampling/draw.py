@@ -12,6 +12,7 @@ from torch import Tensor
 from sidlsg.errors import SidlsgError, UsageError, nearest, sentence
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
+from sidlsg.sampling.samplers import SAMPLERS
 from sidlsg.teachers.family import Description, Model
 
 
@@ -32,14 +33,6 @@ def one_step(model: Model, prompts: Sequence[str], seeds: Sequence[int], t_init:
 
 
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 25, 3.0  # of a teacher
-SAMPLERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "pndm": "PNDMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 
 
 def many_step_scheduler(model: Model | Description, steps: int, sampler: str | None = None) -> Any:
