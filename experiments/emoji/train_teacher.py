@@ -160,7 +160,7 @@ def main() -> None:
 
     alpha_bar = DDIMScheduler(**SD_BETAS).alphas_cumprod.to(device)
     weight = min_snr_weight(alpha_bar)
-    optimizer = torch.optim.Adam(nets.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(nets.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
     checkpoint = Checkpoint(args.work / "teacher.ckpt.pt", {"nets": nets, "averaged": averaged, "optimizer": optimizer})
     step = first = checkpoint.load()
     started, losses = time.time(), []
