@@ -87,7 +87,7 @@ def reconstructions(art: dict[str, np.ndarray]) -> None:
 
 
 def curves(work: Path) -> None:
-    """Training curves of the UNet (epsilon loss) and of the VAE (mean squared error)."""
+    """Training curves of the UNet (epsilon loss) and of the VAE's two phases (mean squared error)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,10 +98,15 @@ def curves(work: Path) -> None:
         (axes[0], "teacher", "loss", "UNet: ε mean squared error"),
         (axes[1], "vae", "mse", "VAE: mean squared error on [-1, 1]"),
     ):
-        log = [json.loads(line) for line in (work / f"{name}.log.jsonl").read_text().splitlines()]
-        axis.plot([line["step"] for line in log], [line[key] for line in log])
+        start = 0
+        for phase in (name, "decoder") if name == "vae" else (name,):
+            log = [json.loads(line) for line in (work / f"{phase}.log.jsonl").read_text().splitlines()]
+            steps = np.array([line["step"] for line in log]) + start
+            axis.plot(steps, [line[key] for line in log], label="decoder only" if phase == "decoder" else "both")
+            start = steps[-1]
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
+    axes[1].legend()
     figure.savefig(OUT / "teacher-curves.png", dpi=90)
 
 
