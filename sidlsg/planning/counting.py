@@ -192,9 +192,8 @@ def _envelope(two: Sequence[int], four: Sequence[int]) -> tuple[Moment, ...]:
 
 def prepared(build: Callable[[torch.dtype], Any], kind: str, precision: str, attention: str) -> Any:
     """The network on the meta device as a run has it; arguments as for ``count_pass``."""
-    network = build(DTYPES["fp16" if precision == "fp16" else "fp32"]).requires_grad_(
-        kind in ("trained", "probed", "drawn")
-    )
+    network = build(DTYPES["fp16" if precision == "fp16" else "fp32"]).eval()
+    network.requires_grad_(kind in ("trained", "probed", "drawn"))
     if kind == "half":
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -33,7 +33,7 @@ def build(dtype: torch.dtype, device: str = "meta") -> Any:
 
 def main(samples: int) -> None:
     without_kernels()
-    network = build(torch.float32, "cuda").to(memory_format=torch.channels_last)
+    network = build(torch.float32, "cuda").eval().to(memory_format=torch.channels_last)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     x, t, c = example_inputs(network, FAMILY, samples)
