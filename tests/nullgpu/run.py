@@ -82,7 +82,7 @@ class Peaks:
 
 def spare_the_host() -> None:
     """Leave out what would only move zeros through this machine's memory and disk; on the device nothing changes."""
-    contiguous, lerp = torch.Tensor.contiguous, torch._foreach_lerp_
+    contiguous, lerp, zeros = torch.Tensor.contiguous, torch._foreach_lerp_, torch.zeros
 
     def layout(x: torch.Tensor, **options: Any) -> torch.Tensor:
         large = x.device.type == "cpu" and x.nbytes > LARGE
@@ -92,6 +92,7 @@ def spare_the_host() -> None:
         Path(path).touch()
 
     torch.Tensor.contiguous = layout  # type: ignore[method-assign,assignment]
+    torch.zeros = lambda *size, **options: (torch.empty if options.get("pin_memory") else zeros)(*size, **options)
     torch.Tensor.pin_memory = lambda x, device=None: torch.empty_like(x, pin_memory=True)  # type: ignore[method-assign]
     torch._foreach_lerp_ = lambda a, b, w: None if a[0].device.type == "cpu" else lerp(a, b, w)
     import safetensors.torch
