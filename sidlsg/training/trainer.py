@@ -175,6 +175,8 @@ class Trainer:
         facts = {
             "images seen": self.place,
             "settings": defining(self.config),
+            "images": self.config.images,
+            "lr_decay": self.config.lr_decay,
             "micro-batches": self.config.micro_batches,
             "prompts": self.prompts.sha256,
             "teacher": self.teacher_sha256,
