@@ -184,16 +184,14 @@ def test_scoring_is_a_phase_where_the_run_scores() -> None:
     scored = replace(base, **SCORING)  # type: ignore[arg-type]
     found = {phase.name: phase for phase in memory.phases(scored, SD15)}
     assert found.keys() - {phase.name for phase in memory.phases(base, SD15)} == {"scoring"}
-    assert (
-        found["scoring"].total == found["drawing a grid"].total
-    )  # four pictures through the VAE take more than the judges
+    # Four pictures through the VAE take more than the judges.
+    assert found["scoring"].total == found["drawing a grid"].total
     cpu = [sum(memory.on_the_cpu(config, SD15).values()) for config in (base, scored)]
     assert cpu[1] - cpu[0] == pytest.approx(scorers()["gigagan"].weights)
     judges = scorers()["gigagan"].weights + scorers()["gigagan"].encoding
     single = make_config("16gb", SCORING)
-    resting = (
-        memory.saving_phase(single, SD15).total - memory.saving_phase(single, SD15).lines["test for finite numbers"]
-    )
+    saving = memory.saving_phase(single, SD15)
+    resting = saving.total - saving.lines["test for finite numbers"]
     assert memory.scoring_phase(single, SD15).total == pytest.approx(resting + judges)
 
 
