@@ -127,6 +127,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile for the UNet: a quarter faster on two cores"
+    )
     parser.add_argument("--export-every", type=int, default=1000)
     parser.add_argument("--export-only", action="store_true", help="write the folder from the checkpoint and stop")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -171,6 +174,7 @@ def main() -> None:
     if args.export_only:
         export(args.work / "teacher", tokenizer, averaged["text"], averaged["unet"], vae, note())
         return
+    denoise = torch.compile(unet) if args.compile else unet
     while step < args.steps:
         generator = seed_step(2, step)
         index = torch.randint(len(captions), (args.batch,), generator=generator)
@@ -182,13 +186,13 @@ def main() -> None:
         tokens = torch.where(kind < 0.9, tokens, tokens_empty)
         ab = alpha_bar[t].view(-1, 1, 1, 1)
         x_t = ab.sqrt() * latents[index] + (1 - ab).sqrt() * noise
-        eps = unet(x_t, t, text_encoder(tokens).last_hidden_state).sample
+        eps = denoise(x_t, t, text_encoder(tokens).last_hidden_state).sample
         error = (eps - noise).square().mean(dim=(1, 2, 3))
         loss = (weight[t] * error).mean()
         optimizer.param_groups[0]["lr"] = cosine_lr(args.lr, step, args.steps, warmup=200)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
         step += 1
         average(averaged, nets, step, decay=0.999)

@@ -126,11 +126,15 @@ class _Passes:
     """The passes of a configuration's networks, by kind."""
 
     def __init__(self, config: Config, size: Footprint) -> None:
-        def found(compiled: bool) -> dict[str, Pass]:
-            return size.passes.get(way(config.precision, config.attention, config.gradient_checkpointing, compiled), {})
+        def found(compiled: bool, checkpointed: bool = config.gradient_checkpointing) -> dict[str, Pass]:
+            return size.passes.get(way(config.precision, config.attention, checkpointed, compiled), {})
 
-        # What was not counted compiled is taken for eager, which keeps more.
+        # What was not counted compiled is taken for eager, which keeps more; but inductor may undo the checkpointing of the
+        # trained network's backward pass (as in SDXL's, docs/performance.md).
         self.kinds = found(False) | (found(True) if config.compile else {})
+        if config.compile and config.gradient_checkpointing and not found(True):
+            whole = found(False, checkpointed=False)["trained"]
+            self.kinds["trained"] = replace(self.kinds["trained"], backward=whole.backward)
         self.half_teacher = config.half_teacher
 
     def __getitem__(self, kind: str) -> Pass:
