@@ -97,7 +97,7 @@ def test_weights_are_half_and_small() -> None:
         with safe_open(path, framework="pt") as weights:
             types = {weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         assert types - {"I64"} == {"F16"}  # the judge counts its batches in I64
-    assert sum(p.stat().st_size for p in (ASSETS / "emoji").rglob("*") if p.is_file()) <= 16e6
+    assert sum(p.stat().st_size for p in (ASSETS / "emoji").rglob("*") if p.is_file()) <= 17e6
     assert sum(p.stat().st_size for p in files) <= 40e6
 
 

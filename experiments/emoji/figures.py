@@ -100,6 +100,8 @@ def curves(work: Path) -> None:
     ):
         start = 0
         for phase in (name, "decoder") if name == "vae" else (name,):
+            if not (work / f"{phase}.log.jsonl").exists():  # the decoder need not be trained further
+                continue
             log = [json.loads(line) for line in (work / f"{phase}.log.jsonl").read_text().splitlines()]
             steps = np.array([line["step"] for line in log]) + start
             axis.plot(steps, [line[key] for line in log], label="decoder only" if phase == "decoder" else "both")

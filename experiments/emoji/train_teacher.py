@@ -127,9 +127,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile for the UNet: a quarter faster on two cores"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a quarter faster on two cores")
     parser.add_argument("--export-every", type=int, default=1000)
     parser.add_argument("--export-only", action="store_true", help="write the folder from the checkpoint and stop")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -174,7 +172,7 @@ def main() -> None:
     if args.export_only:
         export(args.work / "teacher", tokenizer, averaged["text"], averaged["unet"], vae, note())
         return
-    denoise = torch.compile(unet) if args.compile else unet
+    denoise, encode = (torch.compile(net) if args.compile else net for net in (unet, text_encoder))
     while step < args.steps:
         generator = seed_step(2, step)
         index = torch.randint(len(captions), (args.batch,), generator=generator)
@@ -186,7 +184,7 @@ def main() -> None:
         tokens = torch.where(kind < 0.9, tokens, tokens_empty)
         ab = alpha_bar[t].view(-1, 1, 1, 1)
         x_t = ab.sqrt() * latents[index] + (1 - ab).sqrt() * noise
-        eps = denoise(x_t, t, text_encoder(tokens).last_hidden_state).sample
+        eps = denoise(x_t, t, encode(tokens).last_hidden_state).sample
         error = (eps - noise).square().mean(dim=(1, 2, 3))
         loss = (weight[t] * error).mean()
         optimizer.param_groups[0]["lr"] = cosine_lr(args.lr, step, args.steps, warmup=200)

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--kl", type=float, default=1e-3, help="weight of the mean KL divergence per latent element")
-    parser.add_argument("--bf16", action="store_true", help="bf16 autocast: a third faster where the processor has AMX")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast; faster where the processor has it")
     parser.add_argument(
         "--decoder-only", action="store_true", help="go on with the decoder of <work>/vae; latents stay what they are"
     )

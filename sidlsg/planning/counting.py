@@ -406,8 +406,8 @@ def size(module: nn.Module) -> int:
 def computes_again_early(network: nn.Module) -> bool:
     """Whether inductor is taken to compute checkpointed blocks of a trained network again long before it needs them.
 
-    It did with SDXL's UNet on the null GPU: the backward pass held about what it holds without checkpointing. It did not with
-    networks that have one transformer block an attention layer, as Stable Diffusion's.
+    The backward pass of SDXL's UNet held on the null GPU about what it holds without checkpointing. That of networks with one
+    transformer block an attention layer, as Stable Diffusion's, did not.
     """
     layers = (module for module in network.modules() if isinstance(module, Transformer2DModel))
     return any(len(layer.transformer_blocks) > 1 for layer in layers)
