@@ -9,6 +9,7 @@ Runs go to ``runs/<plan>/seed-<s>/<name>``, evaluations to ``evals/<plan>/<name>
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -37,10 +38,18 @@ def commands(plan: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
     for name, verb, out, options in runs:
         finished = (Path(out) / ("student" if verb == "distill" else "results.json")).exists()
         if not finished and (not names or name in names):
-            words = [sys.executable, "-m", "sidlsg", verb, "--out", out]
+            words = [sys.executable, *program(options.pop("program", None), plan, verb), "--out", out]
             for key, value in options.items():  # what is no option of the command is a setting
-                words += [f"--set={key}={value}"] if "_" in key else [f"--{key}", str(value)]
+                words += [f"--set={key}={json.dumps(value)}"] if "_" in key else [f"--{key}", str(value)]
             yield name, words
+
+
+def program(script: str | None, plan: str, verb: str) -> list[str]:
+    """The ``sidlsg`` command, or a script of the plan's folder (with its first words) that stands in for it."""
+    if script is None:
+        return ["-m", "sidlsg", verb]
+    name, *rest = script.split()
+    return [str(HERE / plan / name), *rest]
 
 
 def main() -> None:
@@ -50,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     for name, words in commands(options.plan, options.names):
         begun = time.monotonic()
-        print("$ sidlsg", *words[3:], flush=True)
+        print("$", *words[1:], flush=True)
         subprocess.run(words, check=True)
         print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
 

@@ -1,13 +1,11 @@
-"""Tables and plots of the runs of ``run.py``: adds to results.json here, writes tables in docs/claims.md, plots in docs/images.
+"""The tables of docs/claims.md and its plots, from the runs of ``run.py claims``; adds to claims/results.json.
 
-python experiments/claims/report.py --work .        # the folder in which run.py was started
+python experiments/report_claims.py --work .        # the folder in which run.py was started
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,15 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from pages import HEAD, HERE, bests, collect, mean, means, numbers, plot, put_tables, read_plan, table
 from scipy.stats import spearmanr
 
 from sidlsg.evaluation.pictures import load_sheet
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.scorer import Scorer
-from sidlsg.runs.folder import read_metrics
 from sidlsg.settings import make_config
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 # Family -> colour and marker, as in the paper's Figure 9.
 FAMILIES = {
     "no-cfg": ("tab:gray", "x"),
@@ -35,29 +30,10 @@ FAMILIES = {
     "lsg-simple": ("black", "D"),
     "lsg": ("tab:orange", "*"),
 }
-SCORES = ("fd", "clip", "precision", "recall", "retrieval_top1", "retrieval_top5")
 
 
 def family(name: str) -> str:
     return name if name == "no-cfg" else name.rsplit("-", 1)[0]
-
-
-def collect(work: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """``known`` with what the work folder holds: per student and seed its scores against images seen, per sampler its scores."""
-    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
-    students, teachers = known.get("students", {}), known.get("teachers", {})
-    for name in plan["students"]:
-        for seed in plan["seeds"]:
-            path = work / f"runs/claims/seed-{seed}" / name
-            if (path / "student").is_dir():
-                students.setdefault(name, {})[str(seed)] = read_metrics(path / "scores.jsonl")
-    for name in plan["teachers"]:
-        path = work / "evals/claims" / name / "results.json"
-        if path.is_file():
-            teachers[name] = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    order = list(plan["teachers"])
-    teachers = {name: teachers[name] for name in sorted(teachers, key=order.index)}
-    return {"students": students, "teachers": teachers, "drawings": drawings_themselves()}
 
 
 def drawings_themselves() -> dict[str, float]:
@@ -70,35 +46,8 @@ def drawings_themselves() -> dict[str, float]:
     return scorer.score(encoded, None, captions, [(i, i) for i in range(len(captions))])
 
 
-def best(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """The line with the smallest distance after the start, as the paper's Table 3 picks it."""
-    return min((line for line in lines if line["images_seen"] > 0), key=lambda line: line["fd"])
-
-
-def bests(seeds: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Each seed's best line."""
-    return [best(seeds[seed]) for seed in sorted(seeds)]
-
-
-def mean(lines: list[dict[str, Any]]) -> dict[str, float]:
-    return {key: sum(line[key] for line in lines) / len(lines) for key in ("images_seen", *SCORES)}
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def numbers(scores: dict[str, Any]) -> list[str]:
-    formats = ("{:.1f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.3f}")
-    return [
-        form.format(scores[key]) if scores.get(key) is not None else "–"
-        for key, form in zip(SCORES, formats, strict=True)
-    ]
-
-
 def table3() -> dict[str, dict[str, float]]:
-    return yaml.safe_load((HERE / "table3.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((HERE / "claims/table3.yaml").read_text(encoding="utf-8"))
 
 
 def rank_correlations(results: dict[str, Any]) -> dict[str, float]:
@@ -113,7 +62,7 @@ def rank_correlations(results: dict[str, Any]) -> dict[str, float]:
 
 
 def student_table(results: dict[str, Any]) -> str:
-    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["students"]
+    plan = read_plan("claims")["students"]
     rows, paper = [], table3()
     for name, seeds in results["students"].items():
         options = {"strategy": plan[name]["strategy"], "kappa": tuple(map(float, str(plan[name]["kappa"]).split(",")))}
@@ -126,25 +75,13 @@ def student_table(results: dict[str, Any]) -> str:
     return table(["student", "κ1, κ2, κ3, κ4", "fd of each seed", *HEAD, "paper FID", "paper CLIP"], rows)
 
 
-HEAD = ["fd ↓", "CLIP ↑", "precision ↑", "recall ↑", "retrieval@1 ↑", "retrieval@5 ↑"]
-
-
 def teacher_table(results: dict[str, Any]) -> str:
-    plan = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))["teachers"]
+    plan = read_plan("claims")["teachers"]
     rows = [["the real drawings", "–", *numbers(results["drawings"])]]
     for name, scores in results["teachers"].items():
         guided = plan[name].get("guidance", 1) != 1  # the unguided pass is left out where it has no weight
         rows.append([name, str(plan[name].get("steps", 1) * (1 + guided)), *numbers(scores)])
     return table(["sampler", "UNet passes a picture", *HEAD], rows)
-
-
-def plot(path: Path, draw: Callable[[list[Axes]], None], panels: int) -> None:
-    figure = Figure(figsize=(4.8 * panels, 4.4), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    draw(list(axes))
-    for panel in axes:
-        panel.grid(True, which="both", alpha=0.25)
-    figure.savefig(path, dpi=120)
 
 
 # Where a point's label stands: families lie close together.
@@ -223,7 +160,7 @@ def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
             colour, _ = FAMILIES[kind]
             dashes = ("-", "--", ":", "-.")[styles.setdefault(kind, 0)]
             styles[kind] += 1
-            after = [mean(list(lines)) for lines in zip(*seeds.values(), strict=True) if lines[0]["images_seen"] > 0]
+            after = means(seeds)
             x = [line["images_seen"] for line in after]
             style = {"color": colour, "linestyle": dashes, "linewidth": 1.2, "label": name}
             axes[0].plot(x, [line["fd"] for line in after], **style)
@@ -235,31 +172,15 @@ def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
     return draw
 
 
-def put_tables(path: Path, tables: dict[str, str]) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- end -->``."""
-    text = path.read_text(encoding="utf-8")
-    for name, content in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + "\n" + m[2], text, flags=re.DOTALL)
-        assert count == 1, name
-    path.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(), help="where runs/claims and evals/claims are")
-    args = parser.parse_args()
-    path = HERE / "results.json"
-    results = collect(args.work, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    images = ROOT / "docs/images"
-    plot(images / "claims-trade-off.png", trade_off(results), 2)
-    plot(images / "claims-precision-recall.png", precision_recall(results), 2)
-    plot(images / "claims-images-seen.png", images_seen(results), 2)
+    results = collect("claims", parser.parse_args().work, drawings=drawings_themselves())
+    plot("claims-trade-off", trade_off(results), 2)
+    plot("claims-precision-recall", precision_recall(results), 2)
+    plot("claims-images-seen", images_seen(results), 2)
     tables = {"students": student_table(results), "teachers": teacher_table(results)}
-    page = ROOT / "docs/claims.md"
-    if page.is_file():
-        put_tables(page, tables)
+    put_tables(HERE.parent / "docs/claims.md", tables)
     print(*tables.values(), f"rank correlation with Table 3: {rank_correlations(results)}", sep="\n\n")
 
 

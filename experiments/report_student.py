@@ -1,0 +1,84 @@
+"""The tables of docs/student.md and its plots, from the runs of ``run.py student``; adds to student/results.json.
+
+python experiments/report_student.py --work .        # the folder in which run.py was started
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from pages import HEAD, HERE, SCORES, collect, means, numbers, plot, put_tables, read_plan, table
+
+# What one figure's panels compare with the base.
+PANELS = {
+    "Adam's steps and their average": ("cpu-preset", "constant-3e-4", "lr-3e-4", "lr-1e-3", "batch-16"),
+    "fake score, timesteps": (
+        "fake-updates-3",
+        "alpha-1.2",
+        "t-init-250",
+        "t-init-400",
+        "t-init-800",
+        "t-min-250",
+        "t-max-700",
+    ),
+    "guidance": ("kappa-1.5", "kappa-3", "long-2"),
+}
+
+
+def changes(name: str) -> str:
+    """What a student of the plan has that the base has not."""
+    students = read_plan("student")["students"]
+    base, mine = students["base"], students[name]
+    if name == "base":
+        return ", ".join(f"`{key}` {value:g}" for key, value in base.items())
+    differing = {key: mine.get(key, "the preset's") for key in {**base, **mine} if mine.get(key) != base.get(key)}
+    return ", ".join(f"`{key}` {'off' if value is None else value}" for key, value in differing.items())
+
+
+def student_table(results: dict[str, Any]) -> str:
+    """The scores of each student at its end, means over its seeds; and the distance of each seed."""
+    rows = []
+    for name, seeds in results["students"].items():
+        ends = [seeds[seed][-1] for seed in sorted(seeds)]
+        average = {key: sum(end[key] for end in ends) / len(ends) for key in SCORES}
+        each = ", ".join(f"{end['fd']:.0f}" for end in ends) if len(ends) > 1 else ""
+        rows.append([name, changes(name), each, *numbers(average)])
+    return table(["student", "differs in", "fd of each seed", *HEAD], rows)
+
+
+def curves(results: dict[str, Any], key: str) -> Callable[[list[Axes]], None]:
+    """A score against images seen, a panel for each group of changes."""
+
+    def draw(axes: list[Axes]) -> None:
+        for panel, (title, names) in zip(axes, PANELS.items(), strict=True):
+            for name in ("base", *names):
+                if name in results["students"]:
+                    lines = means(results["students"][name])
+                    style = {"color": "black", "linewidth": 2} if name == "base" else {"linewidth": 1.2}
+                    panel.plot([x["images_seen"] for x in lines], [x[key] for x in lines], label=name, **style)
+            panel.set(xscale="log", xlabel="images seen", title=title)
+            if key == "fd":
+                panel.set(yscale="log", ylim=(60, 1000))
+            panel.legend(fontsize=7)
+        axes[0].set_ylabel({"fd": "fd", "clip": "CLIP score"}[key])
+
+    return draw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path(), help="where runs/student is")
+    results = collect("student", parser.parse_args().work)
+    plot("student-fd", curves(results, "fd"), len(PANELS))
+    plot("student-clip", curves(results, "clip"), len(PANELS))
+    tables = {"students": student_table(results)}
+    put_tables(HERE.parent / "docs/student.md", tables)
+    print(*tables.values(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
