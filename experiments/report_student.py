@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from pages import HEAD, HERE, SCORES, collect, means, numbers, plot, put_tables, read_plan, table
+from pages import HEAD, HERE, collect, mean, means, numbers, plot, put_tables, read_plan, table
 
 # What one figure's panels compare with the base.
 PANELS = {
@@ -44,9 +44,7 @@ def student_table(results: dict[str, Any]) -> str:
     rows = []
     for name, seeds in results["students"].items():
         ends = [seeds[seed][-1] for seed in sorted(seeds)]
-        average = {key: sum(end[key] for end in ends) / len(ends) for key in SCORES}
-        each = ", ".join(f"{end['fd']:.0f}" for end in ends) if len(ends) > 1 else ""
-        rows.append([name, changes(name), each, *numbers(average)])
+        rows.append([name, changes(name), ", ".join(f"{end['fd']:.0f}" for end in ends), *numbers(mean(ends))])
     return table(["student", "differs in", "fd of each seed", *HEAD], rows)
 
 

@@ -16,14 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-HERE = Path(__file__).parent
+from pages import HERE, read_plan
 
 
 def commands(plan: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
     """(name, words of the ``sidlsg`` command) of every run that is asked for and not finished."""
-    found = yaml.safe_load((HERE / plan / "plan.yaml").read_text(encoding="utf-8"))
+    found = read_plan(plan)
     students, evaluated = found["students"], found.get("teachers", {})
     runs = [
         (name, "distill", f"runs/{plan}/seed-{seed}/{name}", {"seed": seed} | students["common"] | options)
