@@ -13,14 +13,19 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.axes import Axes
-from pages import HEAD, HERE, bests, collect, mean, means, numbers, plot, put_tables, read_plan, table
+from pages import HEAD, HERE, IMAGES, bests, collect, mean, means, numbers, plot, put_tables, read_plan, table
 from scipy.stats import spearmanr
 
+from sidlsg.data import ASSETS
 from sidlsg.evaluation.pictures import load_sheet
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.scorer import Scorer
+from sidlsg.prompts import PromptFile
+from sidlsg.sampling.draw import draw
+from sidlsg.sampling.grid import Block, Row, labelled_grid
 from sidlsg.settings import make_config
+from sidlsg.teachers.loading import load_model
 
 # Family -> colour and marker, as in the paper's Figure 9.
 FAMILIES = {
@@ -172,10 +177,29 @@ def images_seen(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
     return draw
 
 
+# The students of claims-grids.png, and how many prompts of the sample grids it shows.
+SHOWN = ("no-cfg", "short-0.5", "lsg-simple-2", "lsg-2", "long-3", "long-7.5")
+PROMPTS = 12
+
+
+def grids(work: Path) -> None:
+    """claims-grids.png: the same prompts and noise, a student a row, seed 0; left as it is where a run is not at hand."""
+    folders = {name: work / "runs/claims/seed-0" / name / "student" for name in SHOWN}
+    if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
+        print("left out: claims-grids.png (no run of", ", ".join(missing) + ")")
+        return
+    prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))[:PROMPTS]
+    models = {name: load_model(str(folder), torch.device("cpu")) for name, folder in folders.items()}
+    rows = [Row(list(draw(model, prompts, range(PROMPTS), batch=PROMPTS)), name) for name, model in models.items()]
+    labelled_grid([Block(rows)], prompts).save(IMAGES / "claims-grids.png", optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(), help="where runs/claims and evals/claims are")
-    results = collect("claims", parser.parse_args().work, drawings=drawings_themselves())
+    work = parser.parse_args().work
+    results = collect("claims", work, drawings=drawings_themselves())
+    grids(work)
     plot("claims-trade-off", trade_off(results), 2)
     plot("claims-precision-recall", precision_recall(results), 2)
     plot("claims-images-seen", images_seen(results), 2)

@@ -6,6 +6,7 @@ python experiments/report_student.py --work .        # the folder in which run.p
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,21 @@ PANELS = {
     "guidance": ("kappa-1.5", "kappa-3", "long-2"),
 }
 
+LONG = "cpu-long"  # the run whose student is shipped
+# The teacher's samplers that the long run is held against, as claims/plan.yaml names them.
+SAMPLERS = {
+    "ddim-25-cfg-3": ("teacher, 25 steps, CFG 3", "--"),
+    "dpm++-4-cfg-3": ("teacher, 4 steps of DPM++, CFG 3", ":"),
+    "ddim-25-cfg-1": ("teacher, 25 steps, CFG 1", "-."),
+}
+
 
 def changes(name: str) -> str:
     """What a student of the plan has that the base has not."""
     students = read_plan("student")["students"]
     base, mine = students["base"], students[name]
+    if "preset" in mine:
+        return f"`--preset {mine['preset']}`"
     if name == "base":
         return ", ".join(f"`{key}` {value:g}" for key, value in base.items())
     differing = {key: mine.get(key, "the preset's") for key in {**base, **mine} if mine.get(key) != base.get(key)}
@@ -44,8 +55,15 @@ def student_table(results: dict[str, Any]) -> str:
     rows = []
     for name, seeds in results["students"].items():
         ends = [seeds[seed][-1] for seed in sorted(seeds)]
-        rows.append([name, changes(name), ", ".join(f"{end['fd']:.0f}" for end in ends), *numbers(mean(ends))])
-    return table(["student", "differs in", "fd of each seed", *HEAD], rows)
+        each = ", ".join(f"{end['fd']:.0f}" for end in ends)
+        rows.append([name, changes(name), f"{ends[0]['images_seen']:,}", each, *numbers(mean(ends))])
+    return table(["student", "differs in", "images", "fd of each seed", *HEAD], rows)
+
+
+def length_table(results: dict[str, Any]) -> str:
+    """The scores of the long run while it went on."""
+    lines = [line for line in means(results["students"][LONG]) if line["images_seen"] >= 1024]
+    return table(["images seen", *HEAD], [[f"{line['images_seen']:,.0f}", *numbers(line)] for line in lines])
 
 
 def curves(results: dict[str, Any], key: str) -> Callable[[list[Axes]], None]:
@@ -67,13 +85,33 @@ def curves(results: dict[str, Any], key: str) -> Callable[[list[Axes]], None]:
     return draw
 
 
+def length(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
+    """Distance and CLIP score of the long run and of the base against images seen, with the teacher's own."""
+    teachers = json.loads((HERE / "claims/results.json").read_text(encoding="utf-8"))["teachers"]
+
+    def draw(axes: list[Axes]) -> None:
+        for panel, key, title in zip(axes, ("fd", "clip"), ("fd", "CLIP score"), strict=True):
+            for name, colour in ((LONG, "tab:orange"), ("base", "black")):
+                lines = means(results["students"][name])
+                panel.plot(
+                    [x["images_seen"] for x in lines], [x[key] for x in lines], color=colour, label=name, marker="."
+                )
+            for name, (label, dashes) in SAMPLERS.items():
+                panel.axhline(teachers[name][key], color="tab:green", linestyle=dashes, linewidth=1, label=label)
+            panel.set(xscale="log", xlabel="images seen", ylabel=title, **({"yscale": "log"} if key == "fd" else {}))
+        axes[1].legend(fontsize=7)
+
+    return draw
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(), help="where runs/student is")
     results = collect("student", parser.parse_args().work)
     plot("student-fd", curves(results, "fd"), len(PANELS))
     plot("student-clip", curves(results, "clip"), len(PANELS))
-    tables = {"students": student_table(results)}
+    plot("student-length", length(results), 2)
+    tables = {"students": student_table(results), "length": length_table(results)}
     put_tables(HERE.parent / "docs/student.md", tables)
     print(*tables.values(), sep="\n\n")
 

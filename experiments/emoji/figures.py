@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 from sidlsg.data import ASSETS
 from sidlsg.prompts import PromptFile
 from sidlsg.sampling.draw import draw
+from sidlsg.sampling.grid import Block, Row, labelled_grid
 from sidlsg.sampling.pictures import make_grid, to_pil
 from sidlsg.teachers.loading import load_model
 
@@ -112,11 +114,23 @@ def curves(work: Path) -> None:
     figure.savefig(OUT / "teacher-curves.png", dpi=90)
 
 
+def cells(grid: Image.Image, count: int, gap: int = 2) -> list[Image.Image]:
+    """The pictures of a square grid that ``make_grid`` made."""
+    columns = math.ceil(math.sqrt(count))
+    size = (grid.width + gap) // columns - gap
+    corners = [(i % columns * (size + gap), i // columns * (size + gap)) for i in range(count)]
+    return [grid.crop((x, y, x + size, y + size)) for x, y in corners]
+
+
 def progress(run: Path) -> None:
-    """Half of every grid of the run, side by side, from image 0 on."""
+    """The first eight prompts, a row each, in at most twelve of the run's grids, from image 0 to the last."""
+    prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))
     grids = sorted((run / "samples").glob("[0-9]*.png"))
-    rows = [(f"{int(g.stem):,}", Image.open(g).crop((0, 0, 130, 262))) for g in grids]  # two columns of the grid
-    labelled(rows, beside=True).save(OUT / "progress.png", optimize=True)
+    shown = [grids[round(i)] for i in np.linspace(0, len(grids) - 1, min(12, len(grids)))]
+    columns = [cells(Image.open(grid), len(prompts)) for grid in shown]
+    rows = [Row([column[i] for column in columns], prompts[i]) for i in range(8)]
+    sheet = labelled_grid([Block(rows)], [f"{int(grid.stem):,}" for grid in shown])
+    sheet.save(OUT / "progress.png", optimize=True)
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from figures import OUT, labelled
+from figures import OUT, cells
 from PIL import Image
 
 from sidlsg.data import ASSETS
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder
 from sidlsg.sampling.draw import draw
+from sidlsg.sampling.grid import Block, Row, labelled_grid
 from sidlsg.sampling.pictures import make_grid
 from sidlsg.teachers.loading import load_model
 
@@ -43,23 +44,29 @@ def sidlsg(*words: str) -> str:
 
 
 def first_command(run: RunFolder) -> None:
-    """readme.png: step 0, the end of the run and the teacher, with the seconds that each takes for its 16 pictures."""
+    """readme.png: a prompt a row: the run's student at step 0 and at the end, the shipped student, the teacher; with the seconds
+    that each takes for its pictures, all prompts in one batch."""
     grids = sorted(run.samples.glob("[0-9]*.png"))
     prompts = list(PromptFile(ASSETS / "emoji-grid.txt"))
-    seconds, drawn = {}, []
-    for name, options in (("emoji", {"steps": 25, "guidance": 3.0}), (str(run.student), {})):
+    shipped, teacher = "emoji-student", "emoji"
+    drawn, seconds = {}, {}
+    for name, options in ((str(run.student), {}), (shipped, {}), (teacher, {"steps": 25, "guidance": 3.0})):
         model, times = load_model(name, torch.device("cpu")), []
         for _ in range(4):
             begun = time.perf_counter()
-            drawn.append(list(draw(model, prompts, range(len(prompts)), batch=16, **options)))
+            drawn[name] = list(draw(model, prompts, range(len(prompts)), batch=len(prompts), **options))
             times.append(time.perf_counter() - begun)
         seconds[name] = f"{median(times[1:]):.2f} s"
-    rows = [
-        (f"student, step 0: {seconds[str(run.student)]}", Image.open(grids[0])),
-        (f"student after {int(grids[-1].stem):,} images: {seconds[str(run.student)]}", Image.open(grids[-1])),
-        (f"teacher, 25 steps: {seconds['emoji']}", make_grid(drawn[0])),
-    ]
-    labelled(rows, beside=True).save(OUT / "readme.png", optimize=True)
+    columns = {
+        "student, step 0": cells(Image.open(grids[0]), len(prompts)),
+        f"student, {int(grids[-1].stem):,} images": cells(Image.open(grids[-1]), len(prompts)),
+        f"shipped student: {seconds[shipped]}": drawn[shipped],
+        f"teacher, 25 steps: {seconds[teacher]}": drawn[teacher],
+    }
+    rows = [Row(pictures, prompt) for prompt, *pictures in zip(prompts, *columns.values(), strict=True)]
+    middle = len(rows) // 2
+    halves = [labelled_grid([Block(half)], list(columns)) for half in (rows[:middle], rows[middle:])]
+    make_grid(halves, 2).save(OUT / "readme.png", optimize=True)
 
 
 def compared() -> None:
