@@ -403,7 +403,7 @@ NEWER = ("16gb", "24gb", "48gb", "h100-bf16", "h200-bf16", "sdxl-48gb", "sdxl-80
 
 def test_every_preset_file_is_valid_and_known_by_name() -> None:
     files = sorted(presets_folder().glob("*.yaml"))
-    assert {f.stem for f in files} == {*PAPER, "cpu", *NEWER} == set(preset_names())
+    assert {f.stem for f in files} == {*PAPER, "cpu", "cpu-long", *NEWER} == set(preset_names())
     for file in files:
         config = make_config(file.stem, {})
         assert config.rounds(config.processes) >= 1

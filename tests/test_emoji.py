@@ -76,8 +76,8 @@ def test_different_prompts_and_seeds_give_different_pictures(student: Model) -> 
     assert torch.pdist(by_seed).max() > 1.0
 
 
-def test_shipped_student_is_the_default_run(student: Model) -> None:
-    config = make_config("cpu", {})
+def test_shipped_student_is_what_cpu_long_makes(student: Model) -> None:
+    config = make_config("cpu-long", {})
     assert student.student is not None
     assert student.student["teacher"] == config.teacher == "emoji"
     assert student.student["images_seen"] == config.images

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/emoji-teacher.md.
 
-python experiments/emoji/figures.py --work build/emoji --run runs/emoji-cpu-lsg-2
+python experiments/emoji/figures.py --work build/emoji --run runs/emoji-cpu-long-lsg-1.5
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def progress(run: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji-cpu-lsg-2"))
+    parser.add_argument("--run", type=Path, default=Path("runs/emoji-cpu-long-lsg-1.5"))
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     art = dict(np.load(args.work / "art.npz"))
