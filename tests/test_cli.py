@@ -104,7 +104,7 @@ def test_resuming_with_another_learning_rate_is_refused(run, short, tmp_path: Pa
     assert run(*short)[0] == 0
     before = config.read_bytes()
     code, _, err = run(*short, "--lr", "5e-5")
-    one_line(err, "lr (0.0003 there, 5e-05 here)", "another --out")
+    one_line(err, "lr (0.0006 there, 5e-05 here)", "another --out")
     assert code == 2
     assert config.read_bytes() == before
     code, out, err = run(*short)
