@@ -1,4 +1,4 @@
-"""Whether different noise gives different pictures: the spread over seeds of one prompt's pictures, as a share of the teacher's.
+"""Whether other noise gives another picture: the spread over seeds of one prompt's pictures, as a share of the teacher's.
 
     python experiments/student/diversity.py emoji-student runs/emoji-cpu-lsg-2     # run folders, students, aliases
 
