@@ -2,9 +2,9 @@
 
     python experiments/student/diversity.py emoji-student runs/emoji-cpu-lsg-2     # run folders, students, aliases
 
-For each of the sixteen prompts of the sample grids, sixteen seeds: the variance of the judge's features over the seeds, summed; the
-mean over the prompts, divided by that of the teacher with 25 steps at CFG 2. 1 is the teacher's diversity, 0 is one picture a
-prompt. The benchmark's recall does not see this: its 1,024 pictures have a caption each.
+For each of the sixteen prompts of the sample grids, sixteen seeds: the variance of the judge's features over the seeds, summed.
+The mean over the prompts is divided by that of the teacher with 25 steps at CFG 2: 1 is the teacher's diversity, 0 is one picture
+a prompt. The benchmark's recall does not see this: its 1,024 pictures have a caption each.
 """
 
 from __future__ import annotations
