@@ -198,7 +198,7 @@ def test_published_rows_are_drawn_only_where_they_can_be_compared(tmp_path: Path
         return references(read_run(folder))
 
     assert rows().span("fd") == published_span("embedded", "teacher 25", "fd")
-    assert [label for label, _ in rows().teacher] == ["CFG 1", "CFG 1.5", "CFG 3", "CFG 7.5"]
+    assert [label for label, _ in rows().teacher] == ["CFG 1", "CFG 1.5", "CFG 2", "CFG 3", "CFG 7.5"]
     for teacher in ("sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
         assert [row["fid"] for _, row in rows("gigagan", teacher=teacher).students] == [8.71, 8.15, 9.56, 13.21, 16.59]
         # The teacher's own FID is quoted from another paper, measured by other code.
