@@ -28,7 +28,7 @@ def read_plan(plan: str) -> dict[str, Any]:
     return yaml.safe_load((HERE / plan / "plan.yaml").read_text(encoding="utf-8"))
 
 
-def collect(plan: str, work: Path, **more: dict[str, float]) -> dict[str, Any]:
+def collect(plan: str, work: Path, **more: Any) -> dict[str, Any]:
     """What ``<plan>/results.json`` holds, and the work folder beside it: per student and seed its scores against images seen, per
     sampler its scores; and ``more``. Runs that the plan no longer has are left out. The file is written anew."""
     path, planned = HERE / plan / "results.json", read_plan(plan)

@@ -13,10 +13,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from pages import HEAD, HERE, collect, mean, means, numbers, plot, put_tables, read_plan, table
+from student.diversity import diversities
 
 # What one figure's panels compare with the base.
 PANELS = {
-    "Adam's steps and their average": ("cpu-preset", "constant-3e-4", "lr-3e-4", "lr-1e-3", "batch-16"),
+    "Adam's steps and their average": ("constant-3e-4", "lr-3e-4", "lr-1e-3", "ema-1k", "batch-16"),
     "fake score, timesteps": (
         "fake-updates-3",
         "alpha-1.2",
@@ -51,13 +52,24 @@ def changes(name: str) -> str:
 
 
 def student_table(results: dict[str, Any]) -> str:
-    """The scores of each student at its end, means over its seeds; and the distance of each seed."""
+    """The scores of each student at its end, means over its seeds."""
     rows = []
     for name, seeds in results["students"].items():
         ends = [seeds[seed][-1] for seed in sorted(seeds)]
-        each = ", ".join(f"{end['fd']:.0f}" for end in ends)
-        rows.append([name, changes(name), f"{ends[0]['images_seen']:,}", each, *numbers(mean(ends))])
-    return table(["student", "differs in", "images", "fd of each seed", *HEAD], rows)
+        spread = results["diversity"].get(name)
+        shown = "–" if spread is None else f"{spread:.2f}"
+        rows.append([name, changes(name), f"{ends[0]['images_seen']:,}", *numbers(mean(ends)), shown])
+    return table(["student", "differs in", "images", *HEAD, "diversity ↑"], rows)
+
+
+def measured(work: Path) -> dict[str, float]:
+    """The diversity of the students of the plan whose runs are in the work folder, and of those that the results have already."""
+    known = json.loads((HERE / "student/results.json").read_text(encoding="utf-8")).get("diversity", {})
+    runs = {name: work / "runs/student/seed-0" / name for name in read_plan("student")["students"]}
+    finished = {str(path): name for name, path in runs.items() if (path / "student").is_dir()}
+    finished["emoji-student"] = LONG
+    found = diversities(list(finished))
+    return known | {finished.get(name, name): value for name, value in found.items()}
 
 
 def length_table(results: dict[str, Any]) -> str:
@@ -107,7 +119,8 @@ def length(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(), help="where runs/student is")
-    results = collect("student", parser.parse_args().work)
+    work = parser.parse_args().work
+    results = collect("student", work, diversity=measured(work))
     plot("student-fd", curves(results, "fd"), len(PANELS))
     plot("student-clip", curves(results, "clip"), len(PANELS))
     plot("student-length", length(results), 2)

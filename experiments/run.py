@@ -27,7 +27,7 @@ def commands(plan: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
         (name, "distill", f"runs/{plan}/seed-{seed}/{name}", {"seed": seed} | students["common"] | options)
         for seed in found["seeds"]
         for name, options in students.items()
-        if name != "common"
+        if name != "common" and (seed == found["seeds"][0] or name in found.get("repeated", students))
     ] + [
         (name, "eval", f"evals/{plan}/{name}", evaluated["common"] | options)
         for name, options in evaluated.items()

@@ -10,6 +10,7 @@ a prompt. The benchmark's recall does not see this: its 1,024 pictures have a ca
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 
@@ -36,15 +37,19 @@ def spread(scorer: Scorer, name: str, guidance: float | None = None) -> float:
     return float(features.unflatten(0, (len(prompts), SEEDS)).var(1).sum(-1).mean())
 
 
+def diversities(names: Sequence[str]) -> dict[str, float]:
+    """The diversity of each of these students (run folders, students, aliases), and of the teacher at three scales."""
+    scorer = Scorer(get_protocol("embedded"), CPU, ("fid",))
+    teachers = {f"emoji, CFG {guidance:g}": spread(scorer, "emoji", guidance) for guidance in (1.0, 2.0, 3.0)}
+    whole = teachers["emoji, CFG 2"]
+    return {name: value / whole for name, value in (teachers | {n: spread(scorer, n) for n in names}).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
-    scorer = Scorer(get_protocol("embedded"), CPU, ("fid",))
-    whole = spread(scorer, "emoji", 2.0)
-    for guidance in (1.0, 3.0):
-        print(f"emoji, CFG {guidance:g}: {spread(scorer, 'emoji', guidance) / whole:.2f}", flush=True)
-    for name in parser.parse_args().models:
-        print(f"{name}: {spread(scorer, name) / whole:.2f}", flush=True)
+    for name, value in diversities(parser.parse_args().models).items():
+        print(f"{name}: {value:.2f}")
 
 
 if __name__ == "__main__":
