@@ -28,11 +28,16 @@ def read_plan(plan: str) -> dict[str, Any]:
     return yaml.safe_load((HERE / plan / "plan.yaml").read_text(encoding="utf-8"))
 
 
+def read_results(plan: str) -> dict[str, Any]:
+    """What ``<plan>/results.json`` holds; nothing where it does not exist yet."""
+    path = HERE / plan / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def collect(plan: str, work: Path, **more: Any) -> dict[str, Any]:
     """What ``<plan>/results.json`` holds, and the work folder beside it: per student and seed its scores against images seen, per
     sampler its scores; and ``more``. Runs that the plan no longer has are left out. The file is written anew."""
-    path, planned = HERE / plan / "results.json", read_plan(plan)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    planned, known = read_plan(plan), read_results(plan)
     students, teachers = known.get("students", {}), known.get("teachers", {})
     for name in planned["students"]:
         for seed in planned["seeds"]:
@@ -48,7 +53,7 @@ def collect(plan: str, work: Path, **more: Any) -> dict[str, Any]:
         "teachers": {name: teachers[name] for name in planned.get("teachers", {}) if name in teachers},
         **more,
     }
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (HERE / plan / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
 

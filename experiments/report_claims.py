@@ -122,6 +122,7 @@ def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
                 axes[0].scatter(scores["clip"], scores["fd"], facecolors="none", edgecolors="tab:green", s=50, zorder=2)
                 above = name.endswith("-3")  # CFG 2 and 3 are neighbours
                 place = {"textcoords": "offset points", "xytext": (5, 5 if above else -9), "fontsize": 7}
+                place["ha"] = "right" if above else "left"
                 axes[0].annotate(f"teacher, CFG {name.rsplit('-', 1)[-1]}", (scores["clip"], scores["fd"]), **place)
         for kind, (colour, marker) in FAMILIES.items():
             axes[0].scatter([], [], c=colour, marker=marker, label=kind)

@@ -3,7 +3,8 @@
     python experiments/run.py claims            # those of experiments/claims/plan.yaml; hours on two idle cores
     python experiments/run.py student batch-16  # only this run of experiments/student/plan.yaml
 
-Runs go to ``runs/<plan>/seed-<s>/<name>``, evaluations to ``evals/<plan>/<name>``.
+Runs go to ``runs/<plan>/seed-<s>/<name>``, evaluations to ``evals/<plan>/<name>``. What has its scores in ``<plan>/results.json``
+is run only with ``--again`` (pictures need the student itself).
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pages import HERE, read_plan
+from pages import HERE, read_plan, read_results
 
 
-def commands(plan: str, names: list[str]) -> Iterator[tuple[str, list[str]]]:
+def commands(plan: str, names: list[str], again: bool = False) -> Iterator[tuple[str, list[str]]]:
     """(name, words of the ``sidlsg`` command) of every run that is asked for and not finished."""
-    found = read_plan(plan)
+    found, known = read_plan(plan), {} if again else read_results(plan)
     students, evaluated = found["students"], found.get("teachers", {})
     runs = [
-        (name, "distill", f"runs/{plan}/seed-{seed}/{name}", {"seed": seed} | students["common"] | options)
+        (
+            name,
+            "distill",
+            f"runs/{plan}/seed-{seed}/{name}",
+            {"seed": seed} | students["common"] | options,
+            str(seed) in known.get("students", {}).get(name, {}),
+        )
         for seed in found["seeds"]
         for name, options in students.items()
         if name != "common" and (seed == found["seeds"][0] or name in found.get("repeated", students))
     ] + [
-        (name, "eval", f"evals/{plan}/{name}", evaluated["common"] | options)
+        (name, "eval", f"evals/{plan}/{name}", evaluated["common"] | options, name in known.get("teachers", {}))
         for name, options in evaluated.items()
         if name != "common"
     ]
-    for name, verb, out, options in runs:
-        finished = (Path(out) / ("student" if verb == "distill" else "results.json")).exists()
+    for name, verb, out, options, scored in runs:
+        finished = scored or (Path(out) / ("student" if verb == "distill" else "results.json")).exists()
         if not finished and (not names or name in names):
             words = [sys.executable, *program(options.pop("program", None), plan, verb), "--out", out]
             for key, value in options.items():  # what is no option of the command is a setting
@@ -54,8 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", choices=sorted(path.parent.name for path in HERE.glob("*/plan.yaml")))
     parser.add_argument("names", nargs="*", help="only these runs")
+    parser.add_argument("--again", action="store_true", help="also what results.json holds already")
     options = parser.parse_args()
-    for name, words in commands(options.plan, options.names):
+    for name, words in commands(options.plan, options.names, options.again):
         begun = time.monotonic()
         print("$", *words[1:], flush=True)
         subprocess.run(words, check=True)
