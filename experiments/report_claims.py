@@ -105,7 +105,7 @@ def trade_off(results: dict[str, Any]) -> Callable[[list[Axes]], None]:
             axes[0].scatter(
                 [x["clip"] for x in each], [x["fd"] for x in each], c=colour, marker=marker, s=10, alpha=0.4, zorder=2
             )
-            for panel in axes if kind != "no-cfg" else axes[:1]:
+            for panel in axes if kind != "no-cfg" else axes[:1]:  # the right one: guided students only
                 panel.scatter(line["clip"], line["fd"], c=colour, marker=marker, s=55, zorder=3)
             if kind == "no-cfg":
                 continue
