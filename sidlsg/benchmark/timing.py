@@ -45,8 +45,21 @@ def timed(work: Callable[[], object], device: torch.device, warmup: int, repeats
     return found
 
 
-def gemm_tflops(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
-    """Median TFLOP/s of one large square matrix product: about the most that the device reaches in practice."""
-    size = size or (8192 if device.type == "cuda" else 2048)
-    a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
-    return 2 * size**3 / timed(lambda: a @ b, device, 2, repeats).median / 1e12
+def gemm_tflops(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Median TFLOP/s of one large square matrix product: about the most that the device reaches in practice.
+
+    8192 x 8192 on a GPU, 2048 x 2048 on a CPU; there smaller, down to 256, where one product would take more than a second:
+    CPUs without instructions for ``dtype`` are about 70 times slower in it.
+    """
+
+    def seconds(size: int, warmup: int, repeats: int) -> float:
+        a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+        return timed(lambda: a @ b, device, warmup, repeats).median
+
+    size = 8192
+    if device.type != "cuda":
+        size, smallest = 2048, 256
+        probe = seconds(smallest, 1, 3)
+        while size > smallest and probe * (size / smallest) ** 3 > 1:
+            size //= 2
+    return 2 * size**3 / seconds(size, 2, repeats) / 1e12
