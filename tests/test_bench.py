@@ -13,6 +13,7 @@ from test_plan import TABLE_4
 
 from sidlsg.benchmark import distillation as bench
 from sidlsg.benchmark import report as bench_report
+from sidlsg.benchmark import timing
 from sidlsg.benchmark.timing import Timing, timed
 from sidlsg.planning.cost import forward_equivalents
 from sidlsg.planning.footprint import footprints
@@ -133,6 +134,19 @@ def test_what_all_rows_share_is_in_the_title(run, tmp_path: Path) -> None:
     assert head.startswith("| configuration | precision | GiB | s per 1k | images/s |")
     assert [line.split(" | ")[1] for line in lines] == ["fp32", "bf16"]
     assert not any(word in head for word in ("MFU", "reserved", "paper"))  # of a GPU only
+
+
+@pytest.mark.parametrize(("tflops", "expected"), [(0.08, 2048), (0.001, 512), (0.00001, 256)])
+def test_no_product_of_the_speed_test_takes_long(monkeypatch, tflops: float, expected: int) -> None:
+    sizes: list[int] = []
+
+    def clock(work, device, warmup: int, repeats: int) -> Timing:
+        sizes.append(len(work()))
+        return Timing([2 * sizes[-1] ** 3 / tflops / 1e12])
+
+    monkeypatch.setattr(timing, "timed", clock)
+    assert timing.gemm_tflops(CPU, torch.float32) == pytest.approx(tflops)
+    assert sizes[-1] == expected
 
 
 def test_no_paper_row_stands_beside_a_cpu_or_another_model() -> None:
