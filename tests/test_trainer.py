@@ -526,11 +526,11 @@ def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, promp
 def test_the_peak_in_metrics_is_that_of_the_updates(
     unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not that of the pre-flight check or of a grid, which each take half a GiB more here; the run prints the pre-flight's."""
+    """Not that of the pre-flight check or of a grid, which each take 256 MiB more here; the run prints the pre-flight's."""
     _, prompts = unbroken
 
     def large(report: str) -> str:
-        torch.ones(2**27)
+        torch.ones(2**26)
         return report
 
     monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
@@ -541,7 +541,7 @@ def test_the_peak_in_metrics_is_that_of_the_updates(
     printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
     peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(peaks) == 3
-    assert float(printed[1]) - max(peaks) > 0.4
+    assert float(printed[1]) - max(peaks) > 0.2
 
 
 def test_divergence_stops_with_the_reason(unbroken, tiny_teacher, tmp_path) -> None:
