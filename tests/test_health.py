@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import quick, small_config, small_trainer
+from support.small_runs import quick, small_config, small_trainer
 from torch import nn
 
 from sidlsg.config import Config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
+from support.small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
 from torch import nn
 
 from sidlsg import distributed
@@ -24,12 +25,20 @@ from sidlsg.method import draws
 from sidlsg.method.update import Losses, NetworkUpdate
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.training import tracking
+from sidlsg.training.engine import HostBatch
 from sidlsg.training.tracking import Tracker
 from sidlsg.training.trainer import PLACES, Trainer
 
 
-def tokens(subject: Trainer, prompts: list[str]) -> torch.Tensor:
-    return torch.cat(list(subject.engine.encode.tokens(prompts).values()))
+def tokens(subject: Trainer, numbers: Sequence[int]) -> torch.Tensor:
+    """Of the prompts of these numbers: [N, L]."""
+    (found,) = subject.engine.encode.tokens([subject.prompts[i] for i in numbers]).values()
+    return found
+
+
+def text(batch: HostBatch) -> torch.Tensor:
+    (found,) = batch.tokens.values()
+    return found
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------------------
@@ -41,18 +50,18 @@ def test_processes_train_on_slices_of_what_one_would_train_on(
     """Prompts, noise and timesteps of both updates."""
     config = small_config(tiny_teacher)
     alone = small_trainer(config, tmp_path / "run")
-    assert len(tokens(alone, PROMPTS).unique(dim=0)) == len(PROMPTS)  # the tests' prompts are not all one
+    assert len(tokens(alone, range(PROMPTS)).unique(dim=0)) == PROMPTS  # the tests' prompts are not all one
     whole, halves = alone.draw(8), []
     for rank in (0, 1):
         with one_of(Processes(rank, 2), monkeypatch):
             halves.append(small_trainer(config, tmp_path / "run").draw(8))
     for update in (0, 1):
         one, two = (half[update] for half in halves)
-        assert not torch.equal(one.tokens["text"], two.tokens["text"])
+        assert not torch.equal(text(one), text(two))
         for name in ("z", "eps", "t"):
             both = torch.cat([getattr(one, name), getattr(two, name)])
             assert torch.equal(both, getattr(whole[update], name))
-        assert torch.equal(torch.cat([one.tokens["text"], two.tokens["text"]]), whole[update].tokens["text"])
+        assert torch.equal(torch.cat([text(one), text(two)]), text(whole[update]))
 
 
 def test_a_resumed_run_takes_the_prompts_that_follow(
@@ -65,11 +74,9 @@ def test_a_resumed_run_takes_the_prompts_that_follow(
     subject = small_trainer(small_config(tiny_teacher, images=16), out)
     used: list[torch.Tensor] = []
     send = subject.engine.send
-    subject.engine.send = lambda batch: used.append(batch.tokens["text"]) or send(batch)  # type: ignore[method-assign]
+    subject.engine.send = lambda batch: used.append(text(batch)) or send(batch)  # type: ignore[method-assign]
     subject.run()
-    order = draws.PromptOrder(len(PROMPTS), 0)
-    expected = tokens(subject, [PROMPTS[i] for i in order(16, 16)])
-    assert torch.equal(torch.cat(used), expected)
+    assert torch.equal(torch.cat(used), tokens(subject, draws.PromptOrder(PROMPTS, 0)(16, 16)))
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------------------

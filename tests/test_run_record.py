@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_runs import Judge, quick, small_config, small_trainer
+from support.small_runs import Judge, quick, small_config, small_trainer
 
 from sidlsg.cli import describe
 from sidlsg.errors import Stopped

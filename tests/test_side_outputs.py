@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from small_runs import Judge, checkpoints, files, quick, small_config, small_trainer
+from support.runs import files
+from support.small_runs import Judge, checkpoints, quick, small_config, small_trainer
 
 from sidlsg.method.update import Stats
 from sidlsg.runs.folder import read_metrics
