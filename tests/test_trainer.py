@@ -222,7 +222,7 @@ def test_a_damaged_teacher_is_named_before_the_first_update(part: str, tiny_teac
 
 def test_a_run_without_a_checkpoint_takes_no_other_teacher(tiny_teacher, tmp_path, prompt_file) -> None:
     """Nothing shows that it is the same."""
-    trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file)
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file).claim()
     other = shutil.copytree(tiny_teacher, tmp_path / "other")
     with pytest.raises(UsageError, match=r"other settings: teacher \(.*teacher there, .*other here"):
         trainer(config_for(other), tmp_path / "run", prompt_file)
@@ -423,7 +423,8 @@ def test_processes_with_folders_of_their_own_are_refused(unbroken, tiny_teacher,
     preset = tmp_path / "preset.yaml"
     preset.write_text(PRESET + "images: 16\n", encoding="utf-8")
     arguments = " ".join(command(tiny_teacher, prompts, tmp_path, preset)[:-1])
-    script = f"{sys.executable} -m sidlsg {arguments} {tmp_path}/of-$RANK"
+    impatient = "from sidlsg import cli, files; files.PATIENCE = 1; cli.main()"
+    script = f"{sys.executable} -c '{impatient}' {arguments} {tmp_path}/of-$RANK"
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
     line += ["--master_port", str(20_001 + os.getpid() % 20_000), "--no_python", "bash", "-c", script]
     first = subprocess.run(line, capture_output=True, text=True, timeout=300)
@@ -633,7 +634,7 @@ def test_a_report_that_cannot_be_written_is_said_and_the_run_goes_on(
     out = tmp_path / "run"
     lines = PromptFile(prompt_file)
     built = Trainer(config_for(tiny_teacher, images=8), RunFolder(out), lines, lines[:1], Console(width=200))
-    (out / "report.html").mkdir()
+    (out / "report.html").mkdir(parents=True)
     built.run()
     assert (out / "student" / "model_index.json").is_file()
     assert "warning: the run goes on without its report:" in capsys.readouterr().out

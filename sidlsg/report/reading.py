@@ -13,7 +13,9 @@ import yaml
 from sidlsg.config import FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
+from sidlsg.files import STATE_FILE
 from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.state import numbered
 from sidlsg.settings import make_config, preset_names
 
 Line = dict[str, Any]
@@ -120,7 +122,7 @@ def read_run(path: Path) -> Run:
         if others:
             problems.append(f"{folder.scores}: scores of another protocol ({', '.join(others)}) are left out")
         scores = [line for line in scores if line.get("protocol") == newest]
-    states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
+    states = [path for path in (at / STATE_FILE for at in numbered(folder.checkpoints)) if path.is_file()]
     return Run(
         path=path,
         name=path.resolve().name,

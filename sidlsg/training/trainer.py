@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,6 +21,7 @@ from sidlsg import distributed, report
 from sidlsg.config import Config
 from sidlsg.devices import PeakMemory, pick_device
 from sidlsg.errors import SidlsgError, Stopped, UsageError, sentence
+from sidlsg.files import still_missing
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
@@ -67,6 +69,9 @@ class Trainer:
         self.console = console if self.processes.main else Console(quiet=True)
         config.rounds(self.processes.world)
         folder.check(config)
+        if self.processes.main and folder.path.is_dir():
+            with folder.locked():  # a second run is refused before anything is loaded
+                pass
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
         self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
@@ -82,18 +87,24 @@ class Trainer:
         self.order = draws.PromptOrder(len(prompts), config.seed)
         self.drawn = Prefetch(self.draw)
         self.window: Window = []  # iterations since the last line of metrics
-        if self.processes.main:
-            folder.claim(config)
+
+    def claim(self) -> None:
+        """Make the run folder this run's, and see that every process has it; called while it is locked."""
+        lacking = self.folder.claim(self.config) if self.processes.main else []
+        if lacking:
+            where, what = self.folder.path, ", no ".join(lacking)
+            costs = "the run goes on without (docs/reliability.md says what that costs)"
+            say(self.console, f"the file system of {where} has no {what}; {costs}", "note: ")
         distributed.barrier()
-        if not all(distributed.gather(folder.config.is_file())):
+        if any(distributed.gather(still_missing([self.folder.config]))):
             raise SidlsgError(
-                f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
+                f"not every process sees the run folder {self.folder.path}; it must be on a disk that all of them share"
             )
 
     def check_inputs(self) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
-        if state.get("prompts_sha256", self.prompts.sha256) != self.prompts.sha256:
+        if self.foreign({"prompts_sha256": state.get("prompts_sha256")}):
             raise UsageError(
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
@@ -113,6 +124,14 @@ class Trainer:
                         f"{new[name]} has the content of {old[name]}, which this run was started with",
                         "note: ",
                     )
+
+    def foreign(self, state: dict[str, Any]) -> str | None:
+        """What shows that a checkpoint with this state is of another run; None where nothing does."""
+        if state.get("prompts_sha256") not in (None, self.prompts.sha256):
+            return "it was trained on other prompts"
+        mine, settings = defining(self.config), state.get("settings") or {}
+        other = [name for name in settings if name in mine and name not in MOVABLE and settings[name] != mine[name]]
+        return f"it has another {' and '.join(other)}" if other else None
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -151,17 +170,13 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"))
+        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"), self.engine.state(), self.foreign)
         if loaded is None:
             return False
         tensors, state, warnings = loaded
         for warning in warnings:
             self.warn(f"{warning}; going on from the one before")
-        different = self.engine.load_state(tensors, state["adam_steps"])
-        if different:
-            raise SidlsgError(
-                f"the checkpoints in {self.checkpoints.folder} are of another model ({different} differs)"
-            )
+        self.engine.load_state(tensors, state["adam_steps"])
         self.images_seen = state["images_seen"]
         self.engine.ahead = stats_from_numbers(state["ahead"], self.device) if state.get("ahead") else None
         self.saved = self.place
@@ -194,6 +209,7 @@ class Trainer:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
         when another process trains in this folder."""
         with self.folder.locked() if self.processes.main else nullcontext():
+            self.claim()
             resumed = self.begin()
             mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
             self.mirror = Mirror(mirrored, self.folder, self.images_seen, self.warn)
@@ -212,6 +228,10 @@ class Trainer:
         resumed = self.resume()
         self.agree()
         if resumed:
+            if self.processes.main:
+                for path in self.checkpoints.set_aside():
+                    say(self.console, f"the damaged checkpoint is {path} now, and can be deleted", "note: ")
+                self.checkpoints.prune()
             say(self.console, f"resuming at {self.images_seen:,} images; attention {self.engine.attention}")
         else:
             if self.processes.main:
