@@ -634,7 +634,8 @@ def test_a_report_that_cannot_be_written_is_said_and_the_run_goes_on(
     out = tmp_path / "run"
     lines = PromptFile(prompt_file)
     built = Trainer(config_for(tiny_teacher, images=8), RunFolder(out), lines, lines[:1], Console(width=200))
-    (out / "report.html").mkdir(parents=True)
+    built.claim()
+    (out / "report.html").mkdir()
     built.run()
     assert (out / "student" / "model_index.json").is_file()
     assert "warning: the run goes on without its report:" in capsys.readouterr().out

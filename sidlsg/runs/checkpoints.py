@@ -68,6 +68,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self.newest = target
+        self.damaged = [path for path in self.damaged if path != target]
         self.prune()
         return target
 
@@ -132,7 +133,7 @@ class Checkpoints:
         kept = good[-self.keep :]
         if not kept:  # somebody has deleted them meanwhile
             return
-        aside = [path for path in numbered(self.folder, DAMAGED) if place(path) < place(kept[0])]
+        aside = [path for path in numbered(self.folder, DAMAGED) if place(path) <= place(kept[0])]
         for path in [path for path in older if path not in kept] + aside:
             with suppress(OSError):  # first, so that one deleted in part is no checkpoint
                 (path / STATE_FILE).unlink(missing_ok=True)
@@ -140,11 +141,12 @@ class Checkpoints:
 
     def set_aside(self) -> list[Path]:
         """Rename what ``load_latest`` found damaged, so that it is never taken for a checkpoint again; returns the new names."""
-        moved = []
+        moved = {}
         for path in self.damaged:
             with suppress(OSError):  # then the next start finds it damaged again
-                moved.append(path.rename(fresh(path, DAMAGED)))
-        return moved
+                moved[path] = path.rename(fresh(path, DAMAGED))
+        self.damaged = [path for path in self.damaged if path not in moved]
+        return list(moved.values())
 
     def _clear(self) -> None:
         """Delete what killed saves left."""
