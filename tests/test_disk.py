@@ -215,7 +215,7 @@ def test_processes_wait_for_a_checkpoint_and_agree_on_the_teacher(tiny_teacher, 
         assert "the processes do not agree on: teacher" in said
 
 
-# -- the trainer's use of checkpoints ---------------------------------------------------------------------------------------------
+# -- the trainer's use of checkpoints --------------------------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
@@ -261,7 +261,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
     assert {path.name for path in folder.iterdir()} == left
 
 
-# -- replacing folders ------------------------------------------------------------------------------------------------------------
+# -- replacing folders -----------------------------------------------------------------------------------------------------------
 
 
 def folder_with(path: Path, content: str) -> Path:

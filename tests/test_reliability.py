@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.processes import fork_server
+from support.runs import config_for, files, science, trainer, write_prompts
 
 from sidlsg.errors import SidlsgError
 from sidlsg.runs import checkpoints as module
@@ -495,3 +498,67 @@ def test_only_what_a_reader_needs_is_read(left: Path) -> None:
         flip(left / "000000000024" / f"{name}.safetensors")
     tensors, state, _ = Checkpoints(left).load_latest(groups=lambda names: ["ema"])  # type: ignore[misc]
     assert (list(tensors), state["images_seen"]) == (["ema"], 24)
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    tests = Path(__file__).parent
+    promised = set(re.findall(r"`(test_\w+)`", (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")))
+    there = {
+        name for path in tests.glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text("utf-8"))
+    }
+    assert len(promised) > 30
+    assert promised <= there
+
+
+# -- real runs -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def at_32(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A real run at 32 of its 48 images, with checkpoints at 16 and 32, and its prompts."""
+    folder = tmp_path_factory.mktemp("real")
+    prompts = write_prompts(folder / "prompts.txt")
+    trainer(config_for(tiny_teacher, images=32), folder / "run", prompts).run()
+    return folder / "run", prompts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [flip, flip_head, zeros, cut, Path.unlink, the_one_before], ids=lambda f: f.__name__)
+def test_a_real_run_with_a_damaged_file_ends_with_the_same_student(
+    at_32, unbroken, tiny_teacher: Path, tmp_path: Path, damage, name: str
+) -> None:
+    run, prompts = at_32
+    shutil.copytree(run, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "000000000032" / name)
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
+    for part in ("student", "checkpoints"):
+        assert files(tmp_path / "run" / part) == files(unbroken[0] / part)
+
+
+def run_to_the_end(teacher: Path, out: Path, prompts: Path) -> None:
+    torch.set_num_threads(1)
+    trainer(config_for(teacher, images=160, checkpoint_every=8, log_every=24), out, prompts).run()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", [100])
+def test_a_real_run_killed_at_random_moments_ends_with_the_same_student(
+    tiny_teacher: Path, prompt_file: Path, tmp_path: Path, kills: int
+) -> None:
+    """SIGKILL, in a new folder whenever the run has reached its end."""
+    rng, context, number = random.Random(0), fork_server(), 0
+    for _ in range(kills):
+        number += (tmp_path / f"run-{number}" / "student").exists()
+        process = context.Process(target=run_to_the_end, args=(tiny_teacher, tmp_path / f"run-{number}", prompt_file))
+        process.start()
+        process.join(1 + 5 * rng.random())
+        process.kill()
+        process.join()
+    run_to_the_end(tiny_teacher, tmp_path / "whole", prompt_file)
+    for which in range(number + 1):
+        run_to_the_end(tiny_teacher, tmp_path / f"run-{which}", prompt_file)
+        for part in ("student", "checkpoints", "samples"):
+            assert files(tmp_path / f"run-{which}" / part) == files(tmp_path / "whole" / part)
+        assert science(tmp_path / f"run-{which}") == science(tmp_path / "whole")
