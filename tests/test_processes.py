@@ -104,6 +104,11 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
     return scored
 
 
+def tracker(processes: Processes = Processes(), **settings: Any) -> Tracker:  # noqa: B008
+    """Of the embedded protocol."""
+    return Tracker(Config(eval_every=512, **settings), torch.device("cpu"), processes)
+
+
 @contextmanager
 def anywhere() -> Any:
     yield
@@ -127,13 +132,14 @@ def test_scores_are_of_the_same_pictures_however_many_processes_draw(
 ) -> None:
     """18 pictures in micro-batches of 4, picture i of seed i and caption i, in this order; each drawn once. With 20 processes two
     have nothing to draw."""
-    config = Config(eval_every=512, eval_images=18, micro_batch=4)
+    settings: dict[str, Any] = {"eval_images": 18, "micro_batch": 4}
     team = Team(world, monkeypatch)
     captions: list[str] = []
 
     def score(processes: Processes) -> dict[str, float]:
-        tracker = Tracker(config, torch.device("cpu"), processes)
-        return tracker(lambda z, texts: captions.extend(texts) or drawing(z, texts), anywhere, SHAPE)
+        return tracker(processes, **settings)(
+            lambda z, texts: captions.extend(texts) or drawing(z, texts), anywhere, SHAPE
+        )
 
     assert team.each(score) == [{"fd": 1.0, "clip": 0.5}, *[{}] * (world - 1)]
     (encoded,) = judged
@@ -142,7 +148,7 @@ def test_scores_are_of_the_same_pictures_however_many_processes_draw(
     assert encoded.features.flatten().tolist() == expected
     assert encoded.embeddings is not None
     assert encoded.embeddings.flatten().tolist() == expected
-    assert sorted(captions) == sorted(Tracker(config, torch.device("cpu"), Processes()).captions[:18])
+    assert sorted(captions) == sorted(tracker(**settings).captions[:18])
 
 
 def test_pictures_are_drawn_inside_the_block_that_swaps_the_average_in(judged: list[Encoded]) -> None:
@@ -158,7 +164,7 @@ def test_pictures_are_drawn_inside_the_block_that_swaps_the_average_in(judged: l
         assert inside
         return drawing(z, captions)
 
-    Tracker(Config(eval_images=16), torch.device("cpu"), Processes())(draw, swapped, SHAPE)
+    tracker(eval_images=16)(draw, swapped, SHAPE)
     assert len(judged) == 1
 
 
@@ -171,7 +177,7 @@ def test_a_process_that_cannot_draw_its_share_leaves_none_waiting(
                 raise MemoryError
             return drawing(z, captions)
 
-        return Tracker(Config(eval_images=16), torch.device("cpu"), processes)(draw, anywhere, SHAPE)
+        return tracker(processes, eval_images=16)(draw, anywhere, SHAPE)
 
     found = Team(3, monkeypatch).each(score)
     assert all(isinstance(error, SidlsgError) for error in found)

@@ -64,19 +64,18 @@ class Tracker:
         self.scorer = Scorer(self.protocol, device)
         if embedded:
             captions: Sequence[str] = PromptFile(BENCH / "captions.txt")
-            self.reference, self.compared = bench_reference(self.scorer), self.protocol.prompts
+            self.reference = bench_reference(self.scorer)
         else:
             path = find_weights(self.protocol.prompts)
             assert path is not None and config.eval_reference is not None
             captions = PromptFile(path)
-            file = Path(config.eval_reference)
-            self.reference = load_reference(file, self.protocol, self.scorer.feature_weights)
-            self.compared = file_sha256(file)[:16]
+            self.reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
         if config.eval_images > len(captions):
             raise UsageError(
                 f"eval_images is {config.eval_images:,}, but the protocol {self.protocol.name} has {len(captions):,} captions"
             )
         self.captions, self.pictures = list(captions), config.eval_images
+        self.compared = reference_name(config, self.protocol)
         made = Made(self.pictures, reference=self.reference.moments.count, weights=self.scorer.weights)
         self.warnings = deviations(made, fixed_by(self.protocol), self.protocol.name) if processes.main else []
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
@@ -167,6 +166,14 @@ class Tracker:
             yield self.scorer
         finally:
             self.scorer.to(torch.device("cpu"))
+
+
+def reference_name(config: Config, protocol: Protocol) -> str:
+    """By what lines of scores know that they are against the same images: how the SHA-256 of the file of statistics begins, or,
+    where a protocol brings its own reference, the name of its prompts."""
+    if config.eval_reference is None or protocol.prompts == "emoji-bench":
+        return protocol.prompts
+    return file_sha256(Path(config.eval_reference))[:16]
 
 
 def draw_curves(scores: Sequence[Line], path: Path, distance: str) -> None:

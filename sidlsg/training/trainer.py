@@ -179,7 +179,8 @@ class Trainer:
     def rescue(self) -> None:
         """Save where the run stands when an error ends it, if that is a place to go on from. No other process is waited for: it
         may be gone."""
-        if not self.processes.main or self.place in (self.saved, self.tried) or not self.engine.whole:
+        nothing_new = self.place in (self.saved, self.tried, (0, False))
+        if nothing_new or not self.processes.main or not self.engine.whole:
             return
         try:
             if self.window:
