@@ -105,7 +105,8 @@ class RunProgress:
         if self._bar:
             self._bar.text = Text(text)
         else:
-            say(self.console, text)
+            with suppress(OSError):  # what reads the output is gone
+                say(self.console, text)
 
     @contextmanager
     def scoring(self, images_seen: int, pictures: int) -> Iterator[Callable[[int], None]]:
