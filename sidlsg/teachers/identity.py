@@ -112,7 +112,7 @@ def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
     state["model"]["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     names = ("padding_side", "truncation_side", "pad_token_id", "model_max_length", "split_special_tokens")
     return {
-        "serialised": {name: value for name, value in state.items() if name not in CALLS},
+        "serialised": _without_empty({name: value for name, value in state.items() if name not in CALLS}),
         **{name: getattr(tokenizer, name, None) for name in names},
     }
 
@@ -133,12 +133,17 @@ def _canonical(values: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value in the one form of its meaning: lists for tuples, 1 for 1.0, and nothing for what is off or empty."""
+    """A JSON value in the one form of its meaning: lists for tuples, 1 for 1.0."""
     if isinstance(value, Mapping):
-        plain = {str(key): _plain(inner) for key, inner in value.items()}
-        return {key: inner for key, inner in plain.items() if inner is not None}
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value] or None
-    if value is False or value == "":
-        return None
+        return [_plain(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _without_empty(value: Any) -> Any:
+    """A tokenizer's state without what is off or empty, as whatever a later release adds is in what was there before."""
+    if isinstance(value, Mapping):
+        kept = {key: _without_empty(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in kept.items() if inner not in (None, "", [], {}) and inner is not False}
+    return [_without_empty(inner) for inner in value] if isinstance(value, list) else value
