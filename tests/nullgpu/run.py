@@ -168,7 +168,7 @@ def score(engine: Engine, tracker: Tracker) -> None:
         return {}
 
     with patch.object(tracker.scorer, "score", captions_only):
-        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.averaged, engine.teacher.latent_shape)
+        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.drawing, engine.teacher.latent_shape)
 
 
 def step_without_values(scheduler: Any, eps: Tensor, t: Tensor, x_t: Tensor, **_: Any) -> tuple[Tensor]:
