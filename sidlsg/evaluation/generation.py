@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class Settings:
     """The settings that the pictures of an evaluation depend on; saved beside them as ``generation.json``."""
 
     model: str
-    parts_sha256: dict[str, str]  # of network, VAE, text encoders and tokenizers
+    parts_sha256: dict[str, str]  # what the model is: ``Model.digests``
     scheduler: dict[str, Any]
     t_init: int | None
     one_step: bool
@@ -59,8 +59,8 @@ class Settings:
     pictures: int
     noise: str = "torch CPU generator, seed = caption number"
 
-    def claim(self, folder: Path) -> None:
-        """Write ``generation.json``.
+    def claim(self, folder: Path, model: Model) -> None:
+        """Write ``generation.json``, of pictures of ``model``.
 
         Raises UsageError when the folder holds pictures made with other settings, SidlsgError when it cannot be written.
         """
@@ -70,12 +70,10 @@ class Settings:
                 old = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
                 raise UsageError(f"{path} is damaged; give another --out") from None
-            was, now = _one_by_one(old), _one_by_one(asdict(self))
-            differ = [f"{k} ({was.get(k)} there, {now.get(k)} here)" for k in now | was if was.get(k) != now.get(k)]
-            if differ:
-                raise UsageError(
-                    f"{folder} holds pictures made with other settings: {', '.join(differ)}. Give another --out"
-                )
+            if isinstance(parts := old.get("parts_sha256"), dict):
+                old["parts_sha256"] = model.recognised(parts, self.parts_sha256)
+            if differ := differences(_one_by_one(old), _one_by_one(asdict(self))):
+                raise UsageError(f"{folder} holds pictures made with other settings: {differ}. Give another --out")
         elif (folder / "images").exists():
             raise UsageError(
                 f"{folder / 'images'} exists, but not {path}, which says how they were made; give another --out"
@@ -88,12 +86,32 @@ class Settings:
 
 
 def _one_by_one(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that pictures must share, with those of each part and of the scheduler under names of their own."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in ("pictures", "model"):
-            found |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    """The settings that pictures must share, with those of each part and of the scheduler, last, under names of their own."""
+    shared = {name: value for name, value in settings.items() if name not in ("pictures", "model")}
+    found = {name: value for name, value in shared.items() if not isinstance(value, dict)}
+    for name, values in shared.items():
+        if isinstance(values, dict):
+            found |= {f"{name} {key}": value for key, value in values.items()}
     return found
+
+
+NAMED = 8  # differences in one message
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The settings in which two records differ, as "name (value there, value here)" in one line; empty when in none."""
+    differ = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    named = [f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)" for name in differ[:NAMED]]
+    more = len(differ) - len(named)
+    return ", ".join(named) + (f", and {more} more" if more else "")
+
+
+def _short(value: Any) -> str:
+    """A value in at most 40 letters."""
+    if isinstance(value, list | tuple) and len(value) > 4:
+        return f"{len(value)} values"
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:

@@ -208,7 +208,7 @@ def draw(
     )
     images = request.folder / "images"
     if processes.main:
-        settings.claim(request.folder)
+        settings.claim(request.folder, model)
     distributed.barrier()
     todo = to_draw(jobs, images, processes)
     mine = todo[processes.rank :: processes.world]

@@ -27,6 +27,7 @@ from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import MOVABLE, RunFolder, defining
 from sidlsg.runs.scores import comparable
+from sidlsg.teachers.family import Model
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock, Due
@@ -44,7 +45,7 @@ from sidlsg.training.log import RunLog, now
 from sidlsg.training.mirror import Mirror, check_tracker
 from sidlsg.training.outputs import Outputs, grid_places, write_student
 from sidlsg.training.prefetch import Prefetch
-from sidlsg.training.preflight import preflight
+from sidlsg.training.preflight import check_compiler, preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, score_places
@@ -77,9 +78,11 @@ class Trainer:
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
         self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
         check_tracker(config.tracker)
+        if config.compile:
+            check_compiler(self.device)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
-        self.check_inputs()
+        self.check_inputs(teacher)
         self.engine = Engine.build(config, teacher, self.device)
         self.memory, self.machine = PeakMemory(self.device), machine(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
@@ -102,7 +105,7 @@ class Trainer:
                 f"not every process sees the run folder {self.folder.path}; it must be on a disk that all of them share"
             )
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, teacher: Model) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
         if self.foreign({"prompts_sha256": state.get("prompts_sha256")}):
@@ -110,7 +113,7 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
             )
-        known = state.get("teacher_sha256", self.teacher_sha256)
+        known = teacher.recognised(state.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256)
         if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
