@@ -25,7 +25,7 @@ from sidlsg.settings import preset_path
 @pytest.fixture
 def short(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> list[str | Path]:
     """A distillation that would take a second."""
-    sizes = ["--images", "8", "--batch", "8", "--micro-batch", "8", "--set", "grid_images=1", "--device", "cpu"]
+    sizes = ["--images", "8", "--batch", "8", "--micro-batch", "4", "--set", "grid_images=1", "--device", "cpu"]
     out = tmp_path / "run"
     return ["distill", "--preset", "cpu", "--teacher", tiny_teacher, "--prompts", prompt_file, "--out", out, *sizes]
 

@@ -22,8 +22,8 @@ from sidlsg.method.condition import Condition
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import one_step
-from sidlsg.teachers.families import FAMILIES
 from sidlsg.settings import make_config
+from sidlsg.teachers.families import FAMILIES
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
 from sidlsg.training.launch import about_teacher

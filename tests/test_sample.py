@@ -244,8 +244,7 @@ def taken(sampler: str, spacing: str, counts: Iterable[int]) -> set[int]:
     for steps in counts:
         try:
             check_sampling(model, steps, None, sampler)
-        except UsageError as refused:
-            assert f"cannot draw in {steps} steps" in str(refused)
+        except UsageError:
             continue
         found.add(steps)
         kind, x = many_step_scheduler(model, steps, sampler), noise

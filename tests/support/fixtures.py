@@ -195,7 +195,7 @@ def run(cold_run: Any, warm_cache: Path, judge: networks.Clip, monkeypatch: pyte
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="module")  # while Playwright runs, asyncio.run() is refused in this thread
+@pytest.fixture(scope="session")  # from its first use on, asyncio.run() is refused in this thread; no test calls it
 def browser() -> Iterator[Any]:
     """Headless Chromium; without one, tests that need it are skipped."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
