@@ -14,8 +14,6 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.scoring import folder_of, hps_file, results
-from support.terminal import one_line
 
 from sidlsg.evaluation import hps, weights
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
@@ -23,6 +21,8 @@ from sidlsg.evaluation.protocol import HPS_STYLES, get_protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.request import METRICS
 from sidlsg.evaluation.scorer import obstacles, scores_of
+from support.scoring import folder_of, hps_file, results
+from support.terminal import one_line
 
 GIGAGAN, EMBEDDED = get_protocol("gigagan"), get_protocol("embedded")
 COCO = "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import sys
 import threading
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.terminal import one_line
 
 import sidlsg
+from sidlsg.demo import studio as studio_module
 from sidlsg.demo.studio import LONGEST, MOST, Studio
 from sidlsg.errors import UsageError
+from sidlsg.runs import opening
+from support.terminal import one_line
 
 pytest.importorskip("uvicorn", reason='no demo extra: pip install "sidlsg[demo]"')
 pytest.importorskip("httpx", reason="no httpx, which starlette's test client needs: pip install httpx")
@@ -26,8 +29,18 @@ pytest.importorskip("httpx", reason="no httpx, which starlette's test client nee
 from sidlsg.demo import server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def opened_once() -> Iterator[None]:
+    """Every model is opened once, for the page and for what its pictures are compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        keeping = functools.cache(opening.open_model)
+        patch.setattr(opening, "open_model", keeping)
+        patch.setattr(studio_module, "open_model", keeping)
+        yield
+
+
 @pytest.fixture(scope="module")
-def studio() -> Studio:
+def studio(opened_once: None) -> Studio:
     return Studio(["emoji-student", "emoji@2"], device="cpu")
 
 
@@ -104,9 +117,7 @@ def test_what_cannot_be_drawn_is_said(client, query: dict[str, Any], part: str) 
 
 def test_two_visitors_at_once_get_their_own_pictures_one_after_the_other(client, studio, monkeypatch) -> None:
     inside, most = 0, 0
-    from sidlsg.demo import studio as module
-
-    real = module.draw
+    real = studio_module.draw
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Image.Image]:
         nonlocal inside, most
@@ -115,7 +126,7 @@ def test_two_visitors_at_once_get_their_own_pictures_one_after_the_other(client,
         yield from real(*arguments, **options)
         inside -= 1
 
-    monkeypatch.setattr(module, "draw", watched)
+    monkeypatch.setattr(studio_module, "draw", watched)
     jobs = [(prompt, seed) for seed in range(3) for prompt in ("red heart", "cat face")]
     with ThreadPoolExecutor(6) as pool:
         answers = list(

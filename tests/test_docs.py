@@ -6,12 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from support import surface
 
 from sidlsg.cli import app
 from sidlsg.config import FIELDS
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.settings import preset_names
+from support import surface
 
 PAGES = Path(__file__).parents[1] / "docs" / "cli"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from nullgpu import build, matrix, small
 from nullgpu.matrix import SCORING, STRATEGIES, Cell
-
 from sidlsg.planning.counting import count_compiled_pass
 from sidlsg.planning.gpus import get_gpu
 from sidlsg.planning.memory import OVERHEAD

@@ -20,8 +20,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.scoring import results
-from support.terminal import one_line
 
 from sidlsg import distributed
 from sidlsg.errors import SidlsgError, UsageError
@@ -32,6 +30,8 @@ from sidlsg.evaluation.pictures import find_pictures, load_rgb, match_captions, 
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import CODE, cache_key, load_reference
 from sidlsg.evaluation.scorer import Scorer
+from support.scoring import results
+from support.terminal import one_line
 
 CPU = torch.device("cpu")
 GIGAGAN, SID, EMBEDDED = (get_protocol(name) for name in ("gigagan", "sid-lsg", "embedded"))

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from nullgpu import scorer
-from support.counted import COUNTED_AGAIN, RECORD, check_footprint, made_of, moments, numbers
-from support.paper import TABLE_4, authors_gib
-from support.terminal import one_line
 
+from nullgpu import scorer
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.protocol import protocols
@@ -35,6 +32,9 @@ from sidlsg.teachers.architectures import (
 )
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
+from support.counted import COUNTED_AGAIN, RECORD, check_footprint, made_of, moments, numbers
+from support.paper import TABLE_4, authors_gib
+from support.terminal import one_line
 
 SD15 = footprints()["sd15"]
 GFLOP = SD15.gflop

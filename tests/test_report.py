@@ -26,7 +26,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.terminal import one_line
 
 from sidlsg import report
 from sidlsg.evaluation.report import published
@@ -40,6 +39,7 @@ from sidlsg.report.verdict import judge
 from sidlsg.runs.folder import RunFolder
 from sidlsg.sampling.pictures import save_png
 from sidlsg.settings import make_config
+from support.terminal import one_line
 
 EVERY = 64
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.terminal import one_line
 
 from sidlsg.errors import UsageError
 from sidlsg.prompts import PromptFile
+from support.terminal import one_line
 
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from('\r\n\t\u2028",;|\\')
