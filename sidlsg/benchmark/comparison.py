@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sidlsg.benchmark.machine import device_facts
+from sidlsg.devices import device_facts
 from sidlsg.benchmark.timing import synchronise
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import UsageError

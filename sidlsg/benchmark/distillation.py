@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset, device_facts
+from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset
+from sidlsg.devices import device_facts
 from sidlsg.benchmark.report import write_bench
 from sidlsg.benchmark.timing import Timing, gemm_tflops, timed
 from sidlsg.config import Config

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from sidlsg.benchmark.distillation import PROMPT
-from sidlsg.benchmark.machine import default_arch, device_facts
+from sidlsg.benchmark.machine import default_arch
+from sidlsg.devices import device_facts
 from sidlsg.benchmark.report import write_bench_sample
 from sidlsg.benchmark.timing import Timing, timed
 from sidlsg.devices import DTYPES, pick_precision

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from sidlsg.benchmark.comparison import Contender, Options
-from sidlsg.benchmark.machine import device_facts
+from sidlsg.devices import device_facts
 from sidlsg.benchmark.timing import synchronise
 from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import UsageError

@@ -36,6 +36,7 @@ class Live:
                 "config.yaml",
                 "*.jsonl",
                 "samples/*.png",
+                "evals/*.json",
                 "student/sidlsg.json",
                 "checkpoints/*/state.json",
             )

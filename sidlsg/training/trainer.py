@@ -50,6 +50,7 @@ from sidlsg.training.outputs import (
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
+from sidlsg.training.session import session
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, draw_curves, score_places
 from sidlsg.version import __version__
@@ -198,7 +199,10 @@ class Trainer:
             mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
             self.mirror = Mirror(mirrored, self.folder, self.images_seen, self.warn)
             try:
-                with closing(self.mirror):
+                with (
+                    closing(self.mirror),
+                    session(self.folder, lambda: self.images_seen, self.device, self.processes, self.warn),
+                ):
                     if not resumed:
                         self.show_untrained()
                     self.train()
