@@ -203,23 +203,18 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _times(run: Run) -> list[tuple[str, str, str]]:
-    """When the run was trained, how long it took and how fast it was: in all, as the terminal says it, and without scoring."""
-    seconds, spent = run.seconds(), run.spent()
+    """When the run was trained, how long and how fast: as the terminal says it, of training, without scoring; and in all."""
+    seconds, total = run.seconds(), run.spent()
     when, until = "–", ""
     if run.sessions:
         end = run.sessions[-1].end
         when = _moment(run.sessions[0].begin.get("time"))
         until = f"to {_moment(end.get('time'))}" if end else "no end on record"
         until += f", in {len(run.sessions)} parts" if len(run.sessions) > 1 else ""
-    without = f"{duration(seconds)} without scoring" if seconds else ""
-    speed = f"{short(run.images_seen / seconds)} images/s" if seconds else "–"
-    if spent is None:
-        return [("began", when, until), ("time", duration(seconds) if seconds else "–", "without scoring"), ("speed", speed, "")]
-    total, images = spent
     return [
         ("began", when, until),
-        ("time", duration(total), without),
-        ("speed", f"{short(images / total)} images/s", f"{speed} without scoring" if seconds else ""),
+        ("time of training", duration(seconds) if seconds else "–", f"{duration(total)} in all" if total else ""),
+        ("speed", f"{short(run.images_seen / seconds)} images/s" if seconds else "–", "without scoring" if seconds else ""),
     ]
 
 

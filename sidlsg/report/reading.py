@@ -22,6 +22,8 @@ from sidlsg.teachers.registry import registry
 
 Line = dict[str, Any]
 
+DISTANCES = ("fid", "fid-t", "fd")  # keys of scores
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,7 +73,7 @@ class Run:
     def alike(self, line: Line) -> bool:
         """Whether a line of ``evals`` is of the protocol and the number of pictures of the scores; or where there are none, of the
         newest of ``evals`` with a distance."""
-        distances = [line for line in self.evals if "fid" in line or "fd" in line]
+        distances = [line for line in self.evals if any(key in line for key in DISTANCES)]
         like = (self.scores or distances or self.evals)[-1]
         return all(line.get(key) == like.get(key) for key in ("protocol", "pictures"))
 
@@ -136,18 +138,13 @@ class Run:
             found.append(passed[after - 1] + share * (passed[after] - passed[after - 1]))
         return found
 
-    def spent(self) -> tuple[float, int] | None:
-        """(seconds, images) of all sessions, with grids, checkpoints and scoring; None when one has no end on record."""
-        total, images = 0.0, 0
-        for session in self.sessions:
-            end = session.end or {}
-            seconds, begun = number(end.get("seconds")), number(session.begin.get("images_seen"))
-            if session is self.sessions[-1] and seconds is None:
-                end, seconds = {"images_seen": self.images_seen}, self.open_seconds
-            if seconds is None or begun is None:
-                return None
-            total, images = total + seconds, images + int(end["images_seen"] - begun)
-        return (total, images) if total > 0 else None
+    def spent(self) -> float | None:
+        """Seconds of all sessions, with scoring and the student's writing; None when one has no end on record."""
+        found = [number((session.end or {}).get("seconds")) for session in self.sessions]
+        if found and found[-1] is None:
+            found[-1] = self.open_seconds
+        known = [seconds for seconds in found if seconds is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
 
 def number(value: object) -> float | None:

@@ -107,7 +107,7 @@ def label_spots(plot: Plot, x_scale: Scale, y_scale: Scale) -> list[list[Spot]]:
     """
     points = _points(x_scale, y_scale)
     taken = [_box(x, y, 5, 5, "middle") for found in points for point in found if point for x, y in [point]]
-    frame = (LEFT, TOP - 6, WIDTH, HEIGHT - BOTTOM)
+    frame = (LEFT, 0, WIDTH, HEIGHT - BOTTOM)
     spots: list[list[Spot]] = []
     for series, found in zip(plot.series, points, strict=True):
         chosen: list[Spot] = []
