@@ -25,7 +25,11 @@ def test_the_edges_are_where_the_statistics_change_bands(a: int, b: int) -> None
 
 @pytest.mark.parametrize(
     ("t_range", "edges"),
-    [((20, 979), [20, 260, 500, 740, 980]), ((20, 625), [20, 172, 323, 475, 626]), ((300, 880), [300, 446, 591, 736, 881])],
+    [
+        ((20, 979), [20, 260, 500, 740, 980]),
+        ((20, 625), [20, 172, 323, 475, 626]),
+        ((300, 880), [300, 446, 591, 736, 881]),
+    ],
 )
 def test_edges_of_ranges_that_do_and_do_not_divide(t_range: tuple[int, int], edges: list[int]) -> None:
     assert band_edges(t_range) == edges

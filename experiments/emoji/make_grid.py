@@ -1,6 +1,6 @@
 """Draw the embedded teacher's pictures of the grid prompts, which reports show beside a student's.
 
-    python experiments/emoji/make_grid.py            # writes sidlsg/assets/emoji-grid.png; 13 s on one core
+python experiments/emoji/make_grid.py            # writes sidlsg/assets/emoji-grid.png; 13 s on one core
 """
 
 from __future__ import annotations

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BANDS = 4
 
-Times = TypeVar("Times")  # an integer, or an integer tensor of any shape
+Times = TypeVar("Times", int, "Tensor")
 
 
 def band_of(t: Times, t_range: tuple[int, int]) -> Times:
     """The band 0 ... BANDS - 1 of each t of the range (first, last): bands of equal width, as far as integers allow."""
     first, last = t_range
-    return (t - first) * BANDS // (last - first + 1)  # type: ignore[operator, no-any-return]
+    return (t - first) * BANDS // (last - first + 1)
 
 
 def band_edges(t_range: tuple[int, int]) -> list[int]:

@@ -94,8 +94,9 @@ def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) 
         for run in scored
         for line in _series(run, key or run.distance, _named(run, runs, "student"), runs.index(run), run.scores)
     ]
-    for run in runs:
-        series += _evaluated(run, runs, key)
+    evaluated = [line for run in runs for line in _evaluated(run, runs, key)]
+    series += evaluated
+    how += " Diamonds: found by sidlsg eval." if evaluated and len(runs) > 1 else ""
     held: list[Reference] = []
     if scored and comparable(runs):
         known, field = references(scored[0]), key or scored[0].distance
@@ -110,15 +111,18 @@ def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) 
 
 
 def _evaluated(run: Run, runs: list[Run], key: str | None) -> list[Series]:
-    """What `sidlsg eval` found of a run, as marks: of the scores' protocol and number of pictures, or where there are no scores."""
+    """What `sidlsg eval` found of a run, as marks: what is like its scores, or all where it has none."""
     lines = [line for line in run.evals if run.alike(line)]
     key = key or run.distance
     points = [(float(line["images_seen"]), value) for line in lines if (value := number(line.get(key))) is not None]
     if not points:
         return []
     x, y = [list(part) for part in zip(*points, strict=True)]
-    name = "sidlsg eval" if len(runs) == 1 else f"{run.name}, sidlsg eval"
-    return [Series(name, x, y, runs.index(run), seconds=run.seconds_at(x), mark=DIAMOND, joined=False)]
+    alone = len(runs) == 1
+    name = "sidlsg eval" if alone else f"{run.name}, sidlsg eval"
+    return [
+        Series(name, x, y, runs.index(run), seconds=run.seconds_at(x), mark=DIAMOND, joined=False, listed=alone),
+    ]
 
 
 def _distance(runs: list[Run]) -> Plot:

@@ -76,7 +76,9 @@ def server(live: Live, port: int) -> ThreadingHTTPServer:
             path = self.path.partition("?")[0]
             # Any port: it may be forwarded. Another name is that of a page elsewhere that was made to point here.
             if name not in LOOPBACK:
-                self.send_error(403, "this report is for this machine; open it as http://127.0.0.1 with a forwarded port")
+                self.send_error(
+                    403, "this report is for this machine; open it as http://127.0.0.1 with a forwarded port"
+                )
             elif path == "/":
                 self.answer(live.page(), "text/html; charset=utf-8")
             elif path == "/version":

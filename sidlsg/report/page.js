@@ -76,9 +76,9 @@ function pictures(wall) {
     const found = shown.map((step) => [step.dataset.who, step.querySelectorAll("img")[at], step.querySelectorAll("figcaption")[at]]);
     const caption = (found.find(([, , text]) => text) || [])[2];
     const figures = found.filter(([, image]) => image).map(([who, image]) => {
-      const large = image.cloneNode();
-      large.style.setProperty("--ratio", image.width / image.height);
-      return element("figure", {}, large, element("figcaption", { textContent: who }));
+      const figure = element("figure", {}, image.cloneNode(), element("figcaption", { textContent: who }));
+      figure.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+      return figure;
     });
     const turn = (step, text, label) => element("button", { type: "button", textContent: text, ariaLabel: label, onclick: () => show(at + step) });
     const turns = most > 1 ? [element("p", { className: "turns" }, turn(-1, "←", "Prompt before"), turn(1, "→", "Next prompt"))] : [];
@@ -210,11 +210,11 @@ function plot(figure, large) {
       const copy = figure.cloneNode(true);
       copy.dataset.key = copy.id;
       copy.removeAttribute("id");
-      copy.querySelector(".open").remove();
+      copy.querySelector(".enlarge").remove();
       enlarge("enlarged", copy);
       plot(copy, true);
     };
-    figure.querySelector("figcaption").append(element("button", { type: "button", className: "open", textContent: "Enlarge", onclick: open }));
+    figure.querySelector("figcaption").append(element("button", { type: "button", className: "enlarge", textContent: "Enlarge", onclick: open }));
   }
   new ResizeObserver(() => { if (svg.clientWidth) { hide(); draw(); } }).observe(svg);
   if (svg.clientWidth) draw();

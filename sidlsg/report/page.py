@@ -145,7 +145,7 @@ def _no_teacher(runs: Sequence[Run], grids: Sequence[pictures.Grids]) -> list[st
         return []
     where = f" of {', '.join(without)}" if len(runs) > 1 else ""
     return [
-        f"The pictures of the teacher{where} are not here: a run draws them when it begins, where that costs at most a tenth of it."
+        f"The pictures of the teacher{where} are not here: a run draws them at its start, where that costs at most a tenth of it."
     ]
 
 
@@ -214,7 +214,11 @@ def _times(run: Run) -> list[tuple[str, str, str]]:
     return [
         ("began", when, until),
         ("time of training", duration(seconds) if seconds else "–", f"{duration(total)} in all" if total else ""),
-        ("speed", f"{short(run.images_seen / seconds)} images/s" if seconds else "–", "without scoring" if seconds else ""),
+        (
+            "speed",
+            f"{short(run.images_seen / seconds)} images/s" if seconds else "–",
+            "without scoring" if seconds else "",
+        ),
     ]
 
 

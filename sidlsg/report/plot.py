@@ -21,7 +21,8 @@ class Series:
     """A line through points of increasing x, with gaps where y is None; or, in a scatter plot, marked points with labels.
 
     ``colour`` numbers the palette; from the seventh run on the colours come again, with marks of another shape. None is the grey
-    of what is not a run. ``seconds``: of training at each point, where they are known. ``joined``: whether a line joins the points.
+    of what is not a run. ``seconds``: of training at each point, where known. ``joined``: whether a line joins the points.
+    ``listed``: whether it stands in the legend.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Series:
     seconds: list[float] | None = None
     mark: int | None = None
     joined: bool = True
+    listed: bool = True
 
     @property
     def shape(self) -> int:
@@ -168,13 +170,13 @@ class Scale:
 
 
 def across(plot: Plot) -> dict[str, Scale]:
-    """The horizontal axes that a reader may choose between, by name, the plot's own first; empty when there is nothing to show."""
+    """The horizontal axes that a reader may choose, by name, the plot's own first; empty when there is nothing to show."""
     shown = [[x for x, y in zip(s.x, s.y, strict=True) if y is not None] for s in plot.series]
     values = [x for xs in shown for x in xs]
     if not values:
         return {}
     names = ("linear", "log") if plot.scatter else ("images", "images, log")
-    found = {}
+    found: dict[str, Scale] = {}
     for name, log in sorted(zip(names, (False, True), strict=True), key=lambda item: item[1] != plot.x_log):
         axis = _x_axis(plot, values, log)
         if axis.log == log or not found:
@@ -192,11 +194,11 @@ UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def down(plot: Plot) -> dict[str, Scale]:
-    """The vertical axes that a reader may choose between, by name, the plot's own first; empty when there is nothing to show."""
+    """The vertical axes that a reader may choose, by name, the plot's own first; empty when there is nothing to show."""
     values = [y for series in plot.series for y in series.y if y is not None]
     if not values:
         return {}
-    found = {}
+    found: dict[str, Scale] = {}
     for name, log in sorted((("linear", False), ("log", True)), key=lambda item: item[1] != plot.y_log):
         axis = _y_axis(plot, values, log)
         if axis.log == log or not found:

@@ -30,18 +30,22 @@ def save(plot: Plot, path: Path) -> None:
         colour = GREY if series.colour is None else COLOURS[series.colour % len(COLOURS)]
         values = [float("nan") if y is None else y for y in series.y]
         style = ("--" if series.dashed else "-") if series.joined else "none"
-        (line,) = axes.plot(series.x, values, color=colour, label=_literal(series.name), linestyle=style)
+        (line,) = axes.plot(series.x, values, color=colour, linestyle=style)
+        line.set_label(_literal(series.name) if series.listed else "_nolegend_")
         line.set(marker=MARKERS[series.shape], markersize=6 if plot.scatter else 3, markevery=list(series.marked))
         if plot.scatter and series.colour is None:
             line.set(markerfacecolor="none", linewidth=0.8)
         for x, y, label, spot in zip(series.x, values, series.labels, spots, strict=False):
             if spot:
                 anchor = {"start": "left", "middle": "center", "end": "right"}[spot[2]]
-                place = {"xytext": (0.8 * spot[0], -0.8 * spot[1]), "textcoords": "offset points", "ha": anchor}
-                axes.annotate(_literal(label), (x, y), color=GREY, fontsize=8, **place)
-    if plot.x_log:
+                place = 0.8 * spot[0], -0.8 * spot[1]  # letters are smaller here than in the page
+                text = axes.annotate(_literal(label), (x, y), place, textcoords="offset points", ha=anchor)
+                text.set(color=GREY, fontsize=8)
+    if plot.x_log and plot.scatter:
+        axes.set_xscale("log")
+    elif plot.x_log:  # with a place for zero
         positive = [x for series in plot.series for x in series.x if x > 0]
-        axes.set_xscale("log" if plot.scatter else "symlog", **({} if plot.scatter else {"linthresh": min(positive, default=1), "linscale": 0.3}))
+        axes.set_xscale("symlog", linthresh=min(positive, default=1), linscale=0.3)
     if plot.y_log:
         axes.set_yscale("log")
     if found := scales(plot):  # the page's limits and ticks

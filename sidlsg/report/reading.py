@@ -71,7 +71,7 @@ class Run:
         return self.scores or [line for line in self.evals if self.alike(line)]
 
     def alike(self, line: Line) -> bool:
-        """Whether a line of ``evals`` is of the protocol and the number of pictures of the scores; or where there are none, of the
+        """Whether a line of ``evals`` is of the protocol and the number of pictures of the scores; where there are none, of the
         newest of ``evals`` with a distance."""
         distances = [line for line in self.evals if any(key in line for key in DISTANCES)]
         like = (self.scores or distances or self.evals)[-1]

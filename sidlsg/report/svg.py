@@ -81,7 +81,9 @@ def script_data(plot: Plot) -> dict[str, Any]:
         "y": plot.unit or plot.title,
         "across": {name: vars(scale) for name, scale in horizontal.items()},
         "down": {name: vars(scale) for name, scale in vertical.items()},
-        "spots": {name: label_spots(plot, scale, first) for name, scale in horizontal.items() if first and plot.scatter},
+        "spots": {
+            name: label_spots(plot, scale, first) for name, scale in horizontal.items() if first and plot.scatter
+        },
         "series": [
             {
                 "name": series.name,

@@ -88,9 +88,9 @@ UNKNOWN, NOT, FAR, LEARNING, CLOSE, AS_GOOD = (
 def _grade(run: Run, seeds: Evidence | None) -> Grade:
     """The newest distance against the teacher's, and against that at image 0.
 
-    As good as its teacher: within what the teacher reaches with any guidance, and not with one picture for all seeds. Close: up to
-    ``NEAR`` times its largest distance. Learning: up to ``BETTER`` of the distance at image 0, or far where that is not known. Not
-    learning: all else.
+    As good as its teacher: within what the teacher reaches with any guidance, and not with one picture for all seeds.
+    Close: up to ``NEAR`` times its largest distance. Learning: up to ``BETTER`` of the distance at image 0; far from
+    its teacher: where that is not known. Not learning: all else.
     """
     key, what = run.distance, "Score"
     name = run.protocol.distance if run.protocol else key
@@ -124,7 +124,7 @@ CANNOT = "How good the student is cannot be said from numbers."
 
 
 def _place(newest: float, start: float | None, span: tuple[float, float] | None) -> tuple[Tone, str, str]:
-    """Tone and grade of the newest distance, and in words how it stands to the teacher's ``span`` and the one at the ``start``."""
+    """Tone and grade of the newest distance, and how it stands to the teacher's ``span`` and the one at the ``start``."""
     worst = f", {times(newest / span[1])} the teacher's worst" if span and span[1] > 0 else ""
     if start is not None and newest > start:
         return "bad", NOT, ", which is worse than at the start"

@@ -1,4 +1,4 @@
-"""Where and when a run was trained: ``sessions.jsonl`` has a line when a process begins and one when it ends. No torch in here."""
+"""Where and when a run was trained: a line of ``sessions.jsonl`` when a process begins and when it ends. No torch in here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Session:
 def recorded(
     path: Path, images_seen: Callable[[], int], facts: Callable[[], dict[str, Any]], warn: Callable[[str], object]
 ) -> Iterator[None]:
-    """Write a line with ``facts`` now, and one with how it ended after the block. What cannot be written is passed to ``warn``."""
+    """Write a line with ``facts`` now, and after the block one with how it ended. ``warn`` is told what cannot be written."""
 
     def write(event: str, more: Callable[[], dict[str, Any]]) -> None:
         try:

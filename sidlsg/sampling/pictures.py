@@ -44,9 +44,14 @@ def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts:
         temporary.unlink(missing_ok=True)
 
 
-def save_grid(pictures: Sequence[Image.Image], prompts: Sequence[str], path: Path, **facts: str | int) -> None:
+def save_grid(
+    pictures: Sequence[Image.Image], prompts: Sequence[str], path: Path, images_seen: int | None = None
+) -> None:
     """Write pictures of one size, one for each prompt, as one PNG that carries the prompts (a list in JSON)."""
-    save_png(make_grid(pictures), path, prompts=json.dumps(list(prompts), ensure_ascii=False), **facts)
+    facts = {} if images_seen is None else {"images_seen": str(images_seen)}
+    save_png(
+        make_grid(pictures), path, compress_level=6, prompts=json.dumps(list(prompts), ensure_ascii=False), **facts
+    )
 
 
 def slug(prompt: str, length: int = 60) -> str:
