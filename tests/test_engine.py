@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TOKENS, WIDTH, tiny_unet
-from test_algorithm import KAPPAS, Setup, capture_gradient, draws
-from test_trainer import config_for, trainer
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws
+from support.runs import config_for, trainer, write_prompts
+from support.tiny import TOKENS, WIDTH, tiny_unet
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
@@ -35,9 +35,7 @@ def run(teacher: Path, out: Path, prompts: Path, **changes: Any) -> dict[str, to
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("".join(f"prompt number {i}\n" for i in range(23)), encoding="utf-8")
-    return path
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 @pytest.fixture(scope="module")

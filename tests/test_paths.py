@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import folder_of, one_line
 from safetensors.torch import save_file
+from support.scoring import folder_of
+from support.terminal import one_line
 
 from sidlsg import data
 from sidlsg.data import in_cache

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive import NaiveAlgorithm1
-from test_trainer import config_for, trainer
+from support.naive import NaiveAlgorithm1
+from support.runs import config_for, trainer, write_prompts
 
 from sidlsg.method.draws import PromptOrder
 from sidlsg.prompts import PromptFile
@@ -108,9 +108,7 @@ def gap(ours: dict[str, dict[str, torch.Tensor]], theirs: dict[str, dict[str, to
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("".join(f"prompt number {i}\n" for i in range(23)), encoding="utf-8")
-    return path
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 @pytest.fixture(scope="module")

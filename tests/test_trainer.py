@@ -13,15 +13,15 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import change_json
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from support.runs import PRESET, command, config_for, files, science, trainer
+from support.tiny import change_json
 
 from sidlsg import api
 from sidlsg.config import Config
@@ -37,47 +37,6 @@ from sidlsg.training.outputs import draw_teacher_grid, teacher_grid_is_cheap
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
-
-
-def config_for(teacher: Path, **changes: Any) -> Config:
-    settings: dict[str, Any] = {
-        "teacher": str(teacher),
-        "images": 48,
-        "batch": 8,
-        "micro_batch": 4,
-        "lr": 1e-3,
-        "ema_half_life": 100,
-        "log_every": 8,
-        "checkpoint_every": 16,
-        "grid_images": 4,
-        "device": "cpu",
-    }
-    return Config(**{**settings, **changes})
-
-
-def trainer(config: Config, out: Path, prompts: Path) -> Trainer:
-    lines = PromptFile(prompts)
-    return Trainer(config, RunFolder(out), lines, lines[:4], Console(quiet=True))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def science(out: Path) -> list[dict[str, Any]]:
-    """Metrics without what the clock and the memory say."""
-    drop = ("images_per_second", "peak_gib")
-    return [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(out / "metrics.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished run of six iterations, and its prompt file."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    prompts = folder / "prompts.txt"
-    prompts.write_text("".join(f"prompt number {i}\n" for i in range(23)), encoding="utf-8")
-    trainer(config_for(tiny_teacher), folder / "run", prompts).run()
-    return folder / "run", prompts
 
 
 def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
@@ -256,22 +215,6 @@ def test_the_run_differs_with_the_seed(unbroken, tiny_teacher, tmp_path) -> None
     run, prompts = unbroken
     trainer(config_for(tiny_teacher, seed=1), tmp_path / "run", prompts).run()
     assert files(tmp_path / "run" / "student") != files(run / "student")
-
-
-def command(teacher: Path, prompts: Path, out: Path, preset: Path) -> list[str]:
-    return ["distill", "--preset", str(preset), "--teacher", str(teacher), "--prompts", str(prompts), "--out", str(out)]
-
-
-PRESET = """\
-batch: 8
-micro_batch: 4
-lr: 1e-3
-ema_half_life: 100
-log_every: 8
-checkpoint_every: 16
-grid_images: 4
-device: cpu
-"""
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_teacher, prompt_file, tmp_path) -> None:

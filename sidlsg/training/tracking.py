@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from sidlsg.errors import UsageError
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by
 from sidlsg.evaluation.protocol import Protocol, get_protocol
 from sidlsg.evaluation.reference import BENCH, load_reference
-from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
 from sidlsg.evaluation.weights import find_weights
 from sidlsg.prompts import PromptFile
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.sampling.pictures import to_pil
+
+if TYPE_CHECKING:
+    from sidlsg.evaluation.scorer import Scorer
 
 CHUNK = 512  # pictures in memory at once
 
@@ -46,6 +48,9 @@ class Tracker:
     """
 
     def __init__(self, config: Config, device: torch.device, processes: Processes) -> None:
+        # open_clip and torch-fidelity take seconds to import: only a run that scores waits for them.
+        from sidlsg.evaluation.scorer import Scorer, bench_reference
+
         self.protocol: Protocol = get_protocol(config.eval_protocol)
         self.processes, self.batch, self.device = processes, config.micro_batch, device
         embedded = self.protocol.prompts == "emoji-bench"
@@ -98,6 +103,8 @@ class Tracker:
 
         Returns the scores on the main process, an empty dict on the others.
         """
+        from sidlsg.evaluation.scorer import Encoded
+
         mine = list(range(self.pictures))[self.processes.rank :: self.processes.world]
         parts = []
         for start in range(0, len(mine), CHUNK):
