@@ -19,8 +19,9 @@ from filelock import FileLock
 from sidlsg import cli, data
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.scorer import Scorer, bench_reference
-from support.runs import config_for, trainer, write_prompts
+from support.runs import TWO, config_for, trainer, write_prompts
 from support.scoring import TINY_CLIP
+from support.terminal import sidlsg
 from support.tiny import save_tiny_sdxl, save_tiny_teacher
 
 torch.set_num_threads(1)
@@ -79,6 +80,28 @@ def unbroken(once: Any, tiny_teacher: Path) -> tuple[Path, Path]:
 
     folder = once("unbroken", distill)
     return folder / "run", folder / "prompts.txt"
+
+
+@pytest.fixture(scope="session")
+def finished(once: Any, tiny_teacher: Path) -> tuple[list[str | Path], Path]:
+    """The command of a run of two iterations without its --out, and the folder of that run; to be read or copied."""
+    folder = once("finished", lambda folder: None)
+    prompts = folder / "p.txt"
+    line: list[str | Path] = ["distill", *TWO, "--teacher", tiny_teacher, "--prompts", prompts]
+
+    def distill(place: Path) -> None:
+        prompts.write_text("a cat\nthe dog\n", encoding="utf-8")
+        sidlsg(*line, "--out", place / "run")
+
+    return line, once("finished-run", distill) / "run"
+
+
+@pytest.fixture
+def finished_run(finished: tuple[list[str | Path], Path], tmp_path: Path) -> list[str | Path]:
+    """A copy of the finished run in ``tmp_path``/run, and the command that goes on with it."""
+    line, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    return [*line, "--out", "run"]
 
 
 @pytest.fixture(scope="session")

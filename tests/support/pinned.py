@@ -1,5 +1,6 @@
-"""The first iterations of small runs, to the bit: what no redesign may move. ``cd tests && python -m support.pinned`` records them.
+"""The first iterations of small runs, to the bit: what no redesign may move.
 
+``cd tests && python -m support.pinned`` records them.
 Whoever means to move them records them anew and says so in CHANGELOG.md.
 """
 
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.ranks import on_ranks
-from support.runs import config_for, trainer, write_prompts
-from support.tiny import change_json, save_tiny_teacher
 from torch import Tensor
 
 from sidlsg.method.condition import Condition
 from sidlsg.method.generator import Generator
 from sidlsg.method.guidance import STRATEGIES
+from support.processes import on_ranks
+from support.runs import config_for, trainer, write_prompts
+from support.tiny import change_json, save_tiny_teacher
 
 RECORD = Path(__file__).parents[1] / "pinned.json"
 ITERATIONS, BATCH = 20, 4

@@ -64,3 +64,7 @@ checkpoint_every: 16
 grid_images: 4
 device: cpu
 """
+
+# The options of a run of two iterations by the command line, and of one.
+SIZES = ["--preset", "cpu", "--batch", "8", "--micro-batch", "4", "--device", "cpu", "--set", "grid_images=1"]
+TWO, ONE = [*SIZES, "--images", "16"], [*SIZES, "--images", "8"]
