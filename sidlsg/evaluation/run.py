@@ -68,7 +68,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
         results = _hpsv2(request, device, bars) if request.hpsv2 else _protocol(request, device, bars)
     if results is not None:
         _write(request.folder, results)
-        _keep_in_run(request, results, console)
+        keep_in_run(request, results, console)
     return results
 
 
@@ -377,7 +377,7 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
         ) from None
 
 
-def _keep_in_run(request: Request, results: dict[str, Any], console: Console) -> None:
+def keep_in_run(request: Request, results: dict[str, Any], console: Console) -> None:
     """Copy the results into the folder of the run whose student drew the pictures, so that its report shows them."""
     run = owner(request.drawn) if request.images is None else None
     seen = results["generation"].get("images_seen")

@@ -92,7 +92,8 @@ function pictures(wall) {
     step.tabIndex = 0;
     step.setAttribute("aria-label", step.getAttribute("aria-label") + "; Enter enlarges them");
     step.onclick = (event) => { if (event.target.matches("img")) show([...step.querySelectorAll("img")].indexOf(event.target)); };
-    step.onkeydown = (event) => { if (event.key === "Enter") show(0); };
+    // Not Enter itself, which would press the dialog's first button.
+    step.onkeydown = (event) => { if (event.key === "Enter") { event.preventDefault(); show(0); } };
   }
 }
 
