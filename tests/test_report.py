@@ -30,7 +30,6 @@ from support.reports import EVERY, make_run, metrics_line, published_span, score
 from support.terminal import one_line
 
 from sidlsg import report
-from sidlsg.evaluation.report import published
 from sidlsg.report import curves, pictures, svg
 from sidlsg.report.live import Live, server
 from sidlsg.report.page import build
@@ -38,7 +37,6 @@ from sidlsg.report.plot import POINTS, Axis, Plot, Series, axes, thin
 from sidlsg.report.reading import closest_preset, differing, read_run
 from sidlsg.report.references import references
 from sidlsg.report.verdict import judge
-from sidlsg.runs.folder import RunFolder
 from sidlsg.sampling.pictures import save_png
 from sidlsg.settings import make_config
 

@@ -80,7 +80,7 @@ def test_labels_overlap_neither_each_other_nor_a_point(points: list[tuple[float,
     for a, b in combinations(boxes, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
     for box in boxes:
-        assert svg.LEFT <= box[0]
+        assert box[0] >= svg.LEFT
         assert box[2] <= svg.WIDTH
         assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in at)
 

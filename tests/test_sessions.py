@@ -44,7 +44,7 @@ def test_a_session_says_how_it_ended(tmp_path: Path, error: BaseException | None
 
 def test_a_session_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     said: list[str] = []
-    with recorded(tmp_path / "gone" / "sessions.jsonl", lambda: 0, lambda: {}, said.append):
+    with recorded(tmp_path / "gone" / "sessions.jsonl", lambda: 0, dict, said.append):
         pass
     assert len(said) == 2
     assert all("the run goes on without a line in sessions.jsonl" in text for text in said)

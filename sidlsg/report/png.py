@@ -32,7 +32,8 @@ def save(plot: Plot, path: Path) -> None:
         style = ("--" if series.dashed else "-") if series.joined else "none"
         (line,) = axes.plot(series.x, values, color=colour, linestyle=style)
         line.set_label(_literal(series.name) if series.listed else "_nolegend_")
-        line.set(marker=MARKERS[series.shape], markersize=6 if plot.scatter else 3, markevery=list(series.marked))
+        if series.marked:
+            line.set(marker=MARKERS[series.shape], markersize=6 if plot.scatter else 3, markevery=list(series.marked))
         if plot.scatter and series.colour is None:
             line.set(markerfacecolor="none", linewidth=0.8)
         for x, y, label, spot in zip(series.x, values, series.labels, spots, strict=False):
