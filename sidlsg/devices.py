@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,23 @@ def pick_precision(name: str | None, device: torch.device) -> str:
     if name is not None and name not in DTYPES:
         raise UsageError(f'precision is "{name}"{nearest(name, DTYPES)}')
     return name or ("fp16" if device.type == "cuda" else "fp32")
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What decides which kernels compute, and so what a check of them holds for: PyTorch, the GPU and its driver ("" where
+    unknown)."""
+    if device.type != "cuda":
+        return {"torch": torch.__version__, "device": device.type, "driver": ""}
+    return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "driver": _driver()}
+
+
+def _driver() -> str:
+    """The version of NVIDIA's kernel module, on Linux."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"\b[0-9]+\.[0-9]+(\.[0-9]+)?\b", text):
+            return found[0]
+    return ""
 
 
 class PeakMemory:

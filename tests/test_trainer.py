@@ -25,6 +25,7 @@ from support.runs import PRESET, command, config_for, files, science, trainer
 from support.tiny import change_json
 
 from sidlsg import api
+from sidlsg import files as file_system
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, Stopped, UsageError
 from sidlsg.method import draws
@@ -182,7 +183,7 @@ def test_a_damaged_teacher_is_named_before_the_first_update(part: str, tiny_teac
 
 def test_a_run_without_a_checkpoint_takes_no_other_teacher(tiny_teacher, tmp_path, prompt_file) -> None:
     """Nothing shows that it is the same."""
-    trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file)
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompt_file).claim()
     other = shutil.copytree(tiny_teacher, tmp_path / "other")
     with pytest.raises(UsageError, match=r"other settings: teacher \(.*teacher there, .*other here"):
         trainer(config_for(other), tmp_path / "run", prompt_file)
@@ -370,6 +371,7 @@ def test_two_processes_make_the_run_of_one(unbroken, tiny_teacher, tmp_path) -> 
 
 def run_in_own_folder(rank: int, teacher: Path, out: Path, prompts: Path) -> str:
     """What a process says whose run folder is not the others'."""
+    file_system.PATIENCE = 1
     try:
         trainer(config_for(teacher, images=32), out / f"of-{rank}", prompts).run()
     except SidlsgError as error:
@@ -536,7 +538,7 @@ def test_the_peak_in_metrics_is_that_of_the_updates(
     monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
     subject = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts)
     subject.console = Console(width=400)
-    monkeypatch.setattr("sidlsg.training.trainer.draw_grid", lambda *_: large("drawn"))
+    monkeypatch.setattr("sidlsg.training.outputs.draw_grid", lambda *_: large("drawn"))
     subject.run()
     printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
     peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
@@ -582,6 +584,7 @@ def test_a_report_that_cannot_be_written_is_said_and_the_run_goes_on(
     out = tmp_path / "run"
     lines = PromptFile(prompt_file)
     built = Trainer(config_for(tiny_teacher, images=8), RunFolder(out), lines, lines[:1], Console(width=200))
+    built.claim()
     (out / "report.html").mkdir()
     built.run()
     assert (out / "student" / "model_index.json").is_file()

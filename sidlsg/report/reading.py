@@ -15,14 +15,15 @@ import yaml
 from sidlsg.config import FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
+from sidlsg.files import STATE_FILE
 from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.scores import DISTANCES, comparable, unlike
 from sidlsg.runs.sessions import Session, read_sessions
+from sidlsg.runs.state import numbered
 from sidlsg.settings import make_config, preset_names
 from sidlsg.teachers.registry import registry
 
 Line = dict[str, Any]
-
-DISTANCES = ("fid", "fid-t", "fd")  # keys of scores
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Run:
     settings: dict[str, Any]  # config.yaml as it is
     config: Config | None  # the same, when this version knows every setting
     metrics: list[Line]
-    scores: list[Line]  # of one protocol, that of the newest line
+    scores: list[Line]  # that can be compared with the newest one
     grids: list[tuple[int, Path]]  # images seen, file
     teacher_grid: Path | None
     shipped_grid: Path | None  # the teacher's pictures that come with an embedded teacher
@@ -75,7 +76,7 @@ class Run:
         newest of ``evals`` with a distance."""
         distances = [line for line in self.evals if any(key in line for key in DISTANCES)]
         like = (self.scores or distances or self.evals)[-1]
-        return all(line.get(key) == like.get(key) for key in ("protocol", "pictures"))
+        return not unlike(line, like)
 
     @property
     def protocol(self) -> Protocol | None:
@@ -161,15 +162,12 @@ def read_run(path: Path) -> Run:
         raise UsageError(f"{path} is no run folder: it has no config.yaml")
     problems: list[str] = []
     settings, config = _settings(folder, problems)
-    scores = _lines(folder.scores, problems)
-    if scores:
-        newest = scores[-1].get("protocol")
-        others = sorted({str(line.get("protocol")) for line in scores} - {str(newest)})
-        if others:
-            problems.append(f"{folder.scores}: scores of another protocol ({', '.join(others)}) are left out")
-        scores = [line for line in scores if line.get("protocol") == newest]
+    every = _lines(folder.scores, problems)
+    scores = comparable(every)
+    if others := sorted({text for line in every if line not in scores for text in _made_otherwise(line, scores[-1])}):
+        problems.append(f"{folder.scores}: scores that cannot be compared are left out ({', '.join(others)})")
+    states = [path for path in (at / STATE_FILE for at in numbered(folder.checkpoints)) if path.is_file()]
     sessions = read_sessions(folder.sessions)
-    states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
     return Run(
         path=path,
         name=path.resolve().name,
@@ -187,6 +185,10 @@ def read_run(path: Path) -> Run:
         evals=_evals(folder.evals, problems),
         problems=problems,
     )
+
+
+def _made_otherwise(line: Line, newest: Line) -> list[str]:
+    return [f"{key} {line[key]} instead of {newest[key]}" for key in unlike(line, newest)]
 
 
 def _settings(folder: RunFolder, problems: list[str]) -> tuple[dict[str, Any], Config | None]:

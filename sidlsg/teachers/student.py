@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sidlsg.files import STUDENT_FILE, flush
+from sidlsg.files import STUDENT_FILE, flush, make_readable, replace_folder
 from sidlsg.teachers.family import Family, Model
 from sidlsg.teachers.loading import quiet_libraries
 
@@ -55,17 +55,11 @@ def save_folder(
             (temporary / STUDENT_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         for path in temporary.rglob("*"):
             if path.is_file():
-                path.chmod(0o644)
+                make_readable(path)
                 flush(path)
         flush(temporary)
-        old = folder.with_name(folder.name + ".old.tmp")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.is_symlink():
-            folder.unlink()  # never written through: what it leads to is somebody else's
-        elif folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(temporary, folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

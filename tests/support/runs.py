@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def science(out: Path) -> list[dict[str, Any]]:
     """Metrics without what the clock and the memory say."""
-    drop = ("images_per_second", "peak_gib")
+    drop = ("images_per_second", "peak_gib", "time")
     return [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(out / "metrics.jsonl")]
 
 
