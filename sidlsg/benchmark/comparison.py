@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sidlsg.benchmark.machine import device_facts
 from sidlsg.benchmark.timing import synchronise
-from sidlsg.devices import DTYPES, pick_device, pick_precision
+from sidlsg.devices import DTYPES, device_facts, pick_device, pick_precision
 from sidlsg.errors import UsageError
 from sidlsg.paths import user_path
 from sidlsg.runs.folder import run_folder

@@ -11,9 +11,8 @@ from typing import Any
 from PIL import Image
 
 from sidlsg.benchmark.comparison import Contender, Options
-from sidlsg.benchmark.machine import device_facts
 from sidlsg.benchmark.timing import synchronise
-from sidlsg.devices import DTYPES, pick_device, pick_precision
+from sidlsg.devices import DTYPES, device_facts, pick_device, pick_precision
 from sidlsg.errors import UsageError
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import draw

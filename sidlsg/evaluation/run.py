@@ -42,8 +42,10 @@ from sidlsg.evaluation.scoring import (
 )
 from sidlsg.files import write_text
 from sidlsg.paths import check_output
+from sidlsg.runs.folder import owner
 from sidlsg.runs.opening import open_model
 from sidlsg.sampling.draw import check_sampling
+from sidlsg.terminal import say
 from sidlsg.version import __version__
 
 # A process waits for others that draw on slower devices, or read the model from a slower disk. One that fails ends all of them.
@@ -66,6 +68,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
         results = _hpsv2(request, device, bars) if request.hpsv2 else _protocol(request, device, bars)
     if results is not None:
         _write(request.folder, results)
+        keep_in_run(request, results, console)
     return results
 
 
@@ -219,7 +222,7 @@ def draw(
     distributed.stop()
     if processes.main:
         check_complete(jobs, images)
-    return asdict(settings)
+    return asdict(settings) | {"images_seen": model.student.get("images_seen") if model.student else None}
 
 
 def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
@@ -372,3 +375,18 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
         raise SidlsgError(
             f"cannot write the results to {folder}: {error.strerror}; they are printed above, in full"
         ) from None
+
+
+def keep_in_run(request: Request, results: dict[str, Any], console: Console) -> None:
+    """Copy the results into the folder of the run whose student drew the pictures, so that its report shows them."""
+    run = owner(request.drawn) if request.images is None else None
+    seen = results["generation"].get("images_seen")
+    if run is None or seen is None:
+        return
+    path = run.evals / f"{seen:012d}-{request.folder.resolve().name}.json"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        text = f"the report of {run.path} will not show these results: {path} cannot be written ({error.strerror})"
+        say(console, text, "warning: ")

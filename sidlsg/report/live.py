@@ -16,6 +16,7 @@ from sidlsg.report.page import build
 from sidlsg.report.reading import read_run
 
 HOST = "127.0.0.1"
+LOOPBACK = (HOST, "localhost", "[::1]")  # names under which a browser on this machine opens the page
 
 
 class Live:
@@ -36,6 +37,7 @@ class Live:
                 "config.yaml",
                 "*.jsonl",
                 "samples/*.png",
+                "evals/*.json",
                 "student/sidlsg.json",
                 "checkpoints/*/state.json",
             )
@@ -70,12 +72,16 @@ def server(live: Live, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host, at = self.headers.get("Host", ""), serving.server_port
-            if host not in (f"{HOST}:{at}", f"localhost:{at}"):  # a page elsewhere whose name was made to point here
-                self.send_error(403)
-            elif self.path == "/":
+            name = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            path = self.path.partition("?")[0]
+            # Any port: it may be forwarded. Another name is that of a page elsewhere that was made to point here.
+            if name not in LOOPBACK:
+                self.send_error(
+                    403, "this report is for this machine; open it as http://127.0.0.1 with a forwarded port"
+                )
+            elif path == "/":
                 self.answer(live.page(), "text/html; charset=utf-8")
-            elif self.path == "/version":
+            elif path == "/version":
                 self.answer(live.version(), "text/plain")
             else:
                 self.send_error(404)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -41,6 +42,16 @@ def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_grid(
+    pictures: Sequence[Image.Image], prompts: Sequence[str], path: Path, images_seen: int | None = None
+) -> None:
+    """Write pictures of one size, one for each prompt, as one PNG that carries the prompts (a list in JSON)."""
+    facts = {} if images_seen is None else {"images_seen": str(images_seen)}
+    save_png(
+        make_grid(pictures), path, compress_level=6, prompts=json.dumps(list(prompts), ensure_ascii=False), **facts
+    )
 
 
 def slug(prompt: str, length: int = 60) -> str:

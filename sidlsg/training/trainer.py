@@ -47,6 +47,7 @@ from sidlsg.training.outputs import Outputs, grid_places, write_student
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import check_compiler, preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
+from sidlsg.training.session import session
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, score_places
 from sidlsg.version import __version__
@@ -250,9 +251,12 @@ class Trainer:
         resumed = self.begin(progress)
         begun = self.images_seen
         mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
-        self.outputs.mirror = Mirror(mirrored, self.folder, begun, lambda text: self.say(text, "warning: "))
+        self.outputs.mirror = Mirror(mirrored, self.folder, begun, self.warn)
         try:
-            with closing(self.outputs.mirror):
+            with (
+                closing(self.outputs.mirror),
+                session(self.folder, lambda: self.images_seen, self.device, self.processes, self.warn),
+            ):
                 self.show_place(progress, resumed)
                 self.train(progress)
                 if self.processes.main:
@@ -293,6 +297,9 @@ class Trainer:
         if self.config.precision == "fp16":
             self.say(FP16_NOTE, "warning: ")
         return resumed
+
+    def warn(self, text: str) -> None:
+        self.say(text, "warning: ")
 
     def say(self, text: str, label: str = "") -> None:
         """Print a line, and put it into log.txt."""
