@@ -27,7 +27,8 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import chunks, pictures, weights
 from sidlsg.evaluation import run as evaluation
 from sidlsg.evaluation.networks import Clip, resize_bicubic
-from sidlsg.evaluation.pictures import find_pictures, load_rgb, match_captions, read_header, to_protocol
+from sidlsg.evaluation.picture_file import load_rgb, read_header
+from sidlsg.evaluation.pictures import find_pictures, match_captions, to_protocol
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import CODE, cache_key, load_reference
 from sidlsg.evaluation.scorer import Scorer

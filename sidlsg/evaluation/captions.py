@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
-from sidlsg.evaluation.pictures import SUFFIXES, Folder
+from sidlsg.evaluation.pictures import Folder, bare_name
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.request import Request
@@ -146,5 +146,5 @@ def _ends(text: str) -> list[str]:
 
 def _spellings(path: str) -> list[str]:
     """A path with the suffix of its picture, and without."""
-    bare = PurePosixPath(path)
-    return [path, str(bare.with_suffix(""))] if bare.suffix.lower() in SUFFIXES else [path]
+    file = PurePosixPath(path)
+    return list(dict.fromkeys([path, str(file.with_name(bare_name(file.name)))])) if file.name else [path]

@@ -12,7 +12,8 @@ from PIL import Image
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, match_captions
+from sidlsg.evaluation.picture_file import load_rgb
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, match_captions
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
 from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidlsg.files import replacing
 from sidlsg.report.numbers import tick
 from sidlsg.report.plot import Plot
 from sidlsg.report.plot import axes as scales
@@ -49,6 +50,5 @@ def save(plot: Plot, path: Path) -> None:
     axes.grid(True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

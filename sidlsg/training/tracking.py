@@ -19,6 +19,7 @@ from sidlsg.evaluation.protocol import Protocol, get_protocol
 from sidlsg.evaluation.reference import BENCH, load_reference
 from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
 from sidlsg.evaluation.weights import find_weights
+from sidlsg.files import replacing
 from sidlsg.prompts import PromptFile
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.sampling.pictures import to_pil
@@ -148,6 +149,5 @@ def draw_curves(scores: Sequence[dict[str, Any]], path: Path, distance: str) -> 
     right.set(xscale="log", xlabel="images seen", ylabel="CLIP score")
     for axes in (left, right):
         axes.grid(True, which="both", alpha=0.3)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
