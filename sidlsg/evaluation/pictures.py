@@ -198,6 +198,12 @@ def bare_name(name: str) -> str:
     return path.stem if path.suffix.lower() in SUFFIXES else NAMED.sub("", name)
 
 
+def name_shape(files: Sequence[Path]) -> str:
+    """What all files are named, with # for each digit: "COCO_val####_############.jpg"; "" when names are of several shapes."""
+    shapes = {re.sub(r"[0-9]", "#", file.name) for file in files}
+    return shapes.pop() if len(shapes) == 1 else ""
+
+
 def _numbers(files: Sequence[Path]) -> tuple[int, ...] | None:
     """The numbers at the end of the names; None when one has none, prefixes differ, or a number is there twice."""
     names = [re.fullmatch(r"(.*?)([0-9]+)", bare_name(file.name), re.DOTALL) for file in files]

@@ -36,7 +36,8 @@ class Reference:
     """Moments (for the Fréchet distance) and, for precision and recall, features [M, D] of real pictures.
 
     ``protocol`` and ``fingerprint`` are the protocol's; ``weights`` is the SHA-256 of the feature network's file, ``source``
-    says where the pictures came from; ``assumed`` that the file names no protocol, and the user did.
+    says where the pictures came from; ``names`` is what their files are named, as ``name_shape`` gives it ("" when unknown);
+    ``assumed`` that the file names no protocol, and the user did.
     """
 
     protocol: str
@@ -46,10 +47,12 @@ class Reference:
     moments: Moments
     features: Tensor | None
     assumed: bool = False
+    names: str = ""
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` under a temporary name and rename it."""
-        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source")} | {"code": CODE}
+        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source", "names")}
+        facts["code"] = CODE
         arrays: dict[str, Any] = {
             "mu": self.moments.mu,
             "sigma": self.moments.sigma,
@@ -86,6 +89,7 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
         try:
             found = json.loads(str(arrays["about"]))
             about = {key: found[key] for key in ("protocol", "fingerprint", "weights", "source")}
+            about["names"] = str(found.get("names", ""))
             code = found.get("code", 1)
         except (ValueError, KeyError, TypeError):
             raise UsageError(

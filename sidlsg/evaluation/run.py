@@ -22,11 +22,11 @@ from sidlsg.devices import DTYPES, pick_device, pick_precision
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.captions import assign, captions_of
-from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
-from sidlsg.evaluation.generation import Job, Settings, caption_jobs, check_complete, generate, style_jobs, to_draw
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
+from sidlsg.evaluation.comparable import Made, deviations, fixed_by_hps, said_of
+from sidlsg.evaluation.generation import Job, caption_jobs, draw_missing, settings_of, style_jobs
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, name_shape
 from sidlsg.evaluation.progress import Bars
-from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, get_protocol
+from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, RUN, get_protocol
 from sidlsg.evaluation.reference import Reference
 from sidlsg.evaluation.report import markdown
 from sidlsg.evaluation.request import Request
@@ -39,11 +39,12 @@ from sidlsg.evaluation.scoring import (
     pair,
     score_pictures,
     score_styles,
+    tell_of_names,
 )
+from sidlsg.evaluation.teacher_images import draw_teacher, run_config, run_prompts
 from sidlsg.files import write_text
 from sidlsg.paths import check_output
 from sidlsg.runs.opening import open_model
-from sidlsg.sampling.draw import check_sampling
 from sidlsg.version import __version__
 
 # A process waits for others that draw on slower devices, or read the model from a slower disk. One that fails ends all of them.
@@ -72,6 +73,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
 def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
     """Evaluate by a protocol of ``protocols.yaml``: FID (or fd), CLIP score, precision and recall."""
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
+    own_reference = protocol.prompts in ("emoji-bench", RUN)
     captions = captions_of(request, protocol, download=True)
     lines = captions.lines
     if request.prompts is not None:
@@ -88,12 +90,12 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     if request.images is not None:
         found = assign(find_pictures(request.images), captions, warn)
         bars.stage(f"reading {len(found):,} pictures")
-        examine(found, protocol, warn)
+        examine(found, protocol, warn, bars.stage)
         if lines is not None and "clip" in request.only:
             paired, pairing = pair(found, lines, warn)
     else:
         assert lines is not None
-        if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
+        if request.reference is None and not own_reference and {"fid", "pr"} & set(request.only):
             raise UsageError(
                 f"--reference is missing: {protocol.reference} as a folder, or a file of `sidlsg eval stats`. Without one, "
                 "only the CLIP score can be computed: --only clip"
@@ -103,7 +105,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         found = Folder(images, tuple(images / job.path for job in jobs), tuple(job.seed for job in jobs))
         paired, pairing = pair(found, lines[: request.limit], warn)
     counts: dict[str, Any] = {"pictures": len(found), "captions": lines is not None, "paired": len(paired)}
-    given = request.reference is not None or protocol.prompts == "emoji-bench"
+    given = request.reference is not None or own_reference
     impossible = obstacles(protocol, request.only, real=0 if given else None, **counts)
     if "clip" in impossible and pairing:
         impossible["clip"], pairing = pairing, ""
@@ -114,18 +116,23 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         files = {"inception": request.inception, "clip": request.clip}
         metrics = [metric for metric in request.only if metric not in impossible]
         scorer = Scorer(protocol, device, metrics, batch=request.batch, **files)
-        if {"fid", "pr"} & set(metrics):
-            real = open_reference(scorer, request.reference, request.assume_protocol, warn)
+        if {"fid", "pr"} & set(metrics) and protocol.prompts == RUN:
+            counts |= {"real": len(found), "real_features": True}
+        elif {"fid", "pr"} & set(metrics):
+            real = open_reference(scorer, request.reference, request.assume_protocol, warn, bars.stage)
             counts["real"] = len(real) if isinstance(real, Folder) else real.moments.count
             counts["real_features"] = isinstance(real, Folder) or real.features is not None
             impossible |= obstacles(protocol, metrics, **counts)
             _check_possible(impossible, request.only)
-        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights)
-        for text in deviations(made, fixed_by(protocol), protocol.name):
+        names = None if real is None else name_shape(real.files) if isinstance(real, Folder) else real.names
+        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights, names)
+        for text in said_of(protocol, made):
             warn(text)
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         begun = time.monotonic()
+        if protocol.prompts == RUN and {"fid", "pr"} & (set(request.only) - set(impossible)):
+            real = _draw_teacher(request, len(found), device, bars)
         about = draw(request, jobs, protocol.prompts, captions.sha256, bars, device)
         seconds["drawing"] = time.monotonic() - begun
     if not main:
@@ -190,36 +197,29 @@ def draw(
     """
     precision = pick_precision(request.precision, device)
     model = open_model(request.drawn, device, DTYPES[precision])
+    settings = settings_of(model, request.generation, precision, prompts, digest, len(jobs))
     processes = distributed.start(device, patience=PATIENCE)
-    steps, guidance = check_sampling(model, **request.generation)
-    settings = Settings(
-        model=model.source,
-        parts_sha256=model.digests(),
-        scheduler=model.scheduler_config,
-        t_init=model.student["t_init"] if model.student else None,
-        one_step=model.student is not None,
-        steps=steps,
-        guidance=guidance,
-        sampler=request.sampler or (None if model.student else model.scheduler_config["_class_name"]),
-        precision=precision,
-        prompts=prompts,
-        prompts_sha256=digest,
-        pictures=len(jobs),
+    settings = draw_missing(
+        model,
+        jobs,
+        request.folder,
+        settings,
+        processes,
+        options=request.generation,
+        batch=request.batch or (16 if device.type == "cuda" else 32),
+        bar=bars,
     )
-    images = request.folder / "images"
-    if processes.main:
-        settings.claim(request.folder)
-    distributed.barrier()
-    todo = to_draw(jobs, images, processes)
-    mine = todo[processes.rank :: processes.world]
-    tick = bars(f"drawing ({len(jobs) - len(todo):,} of {len(jobs):,} are there)", len(mine))
-    batch = request.batch or (16 if device.type == "cuda" else 32)
-    generate(model, mine, images, batch=batch, tick=tick, **request.generation)
-    distributed.barrier()
     distributed.stop()
-    if processes.main:
-        check_complete(jobs, images)
     return asdict(settings)
+
+
+def _draw_teacher(request: Request, count: int, device: torch.device, bars: Bars) -> Folder:
+    """The images of the teacher of the run that ``request`` scores, drawn now or before."""
+    config = run_config(request.drawn)
+    prompts = run_prompts(config)
+    assert prompts is not None
+    processes = distributed.start(device, patience=PATIENCE)
+    return draw_teacher(config, prompts, count, device, processes, request.batch or config.micro_batch, bars)
 
 
 def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
@@ -301,8 +301,10 @@ def make_statistics(
         raise UsageError(f"--out {out}: the file's name must end in .npz")
     check_output(out.parent)
     pictures = find_pictures(folder)
+    shown = Bars(console or Console(quiet=True))
+    tell_of_names(pictures, shown.warn, shown.stage)
     scorer = Scorer(chosen, pick_device(device), ("fid",), inception=inception, batch=batch)
-    with Bars(console or Console(quiet=True)) as bars:
+    with shown as bars:
         found = encode_folder(scorer, pictures, bars)
     (found if features else replace(found, features=None)).save(out)
     return len(pictures)

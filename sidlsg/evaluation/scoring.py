@@ -13,16 +13,19 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
 from sidlsg.evaluation.picture_file import load_rgb
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, match_captions
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, match_captions, name_shape
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
 from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
 
+Say = Callable[[str], None]
 
-def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Callable[[str], None]) -> Reference | Folder:
+
+def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Say, say: Say) -> Reference | Folder:
     """The reference of an evaluation: from a statistics file, or a folder of real pictures that is yet to be encoded.
 
-    ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does.
+    ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does, and for
+    statistics of another tool that are not on the scale of the protocol's features.
     """
     protocol = scorer.protocol
     if given is None:
@@ -31,7 +34,7 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Calla
         warn(f"The reference is {given}, not that of the protocol {protocol.name}.")
     if given.is_dir():
         folder = find_pictures(given)
-        tell_left_out(folder, warn)
+        tell_of_names(folder, warn, say)
         return folder
     found = load_reference(given, protocol, scorer.feature_weights, assume)
     network = scorer.encode(
@@ -61,10 +64,10 @@ def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick
         found = scorer.reference(encoded.features, source)
         keep(found, path)
         forget(parts)
-    return replace(found, source=source)
+    return replace(found, source=source, names=name_shape(folder.files))
 
 
-def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
+def pair(folder: Folder, captions: Sequence[str], warn: Say) -> tuple[list[tuple[int, int]], str]:
     """``match_captions``, where ``warn`` is told which pictures and captions are left over, if there are pairs."""
     found, said = match_captions(folder, captions)
     if not found:
@@ -82,13 +85,13 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     return paired, said
 
 
-def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
-    """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
+def examine(folder: Folder, protocol: Protocol, warn: Say, say: Say) -> None:
+    """Warn of everything in the files themselves that makes scores of finished pictures doubtful; ``say`` what is unusual.
 
     Raises UsageError when the pictures differ in size, or when one is damaged or not supported.
     """
     common_size(folder)
-    tell_left_out(folder, warn)
+    tell_of_names(folder, warn, say)
     if folder.lossy:
         warn(
             f"{len(folder.lossy):,} of the pictures are JPEG or WebP files (first: {folder.lossy[0].name}); lossy compression "
@@ -108,13 +111,18 @@ def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> 
             )
 
 
-def tell_left_out(folder: Folder, warn: Callable[[str], None]) -> None:
-    """Warn of pictures of kinds that are not read."""
+def tell_of_names(folder: Folder, warn: Say, say: Say) -> None:
+    """Warn of pictures that are left out; say which are counted though their names are not those of pictures."""
     if folder.left_out:
-        kinds = ", ".join(sorted({file.suffix.lower() for file in folder.left_out}))
+        kinds = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in folder.left_out}))
         warn(
             f"{len(folder.left_out):,} pictures of kinds that are not read ({kinds}) in {folder.path} are left out (first: "
             f"{folder.left_out[0].name}); convert them to PNG."
+        )
+    if folder.odd:
+        say(
+            f"{len(folder.odd):,} of the {len(folder):,} files counted in {folder.path} are pictures by their content only "
+            f"(first: {folder.odd[0].name})"
         )
 
 
@@ -126,8 +134,8 @@ def score_pictures(
     reference: Reference | None,
     work: Path,
     bar: Callable[[str, int], Tick],
-    warn: Callable[[str], None],
-    stage: Callable[[str], None],
+    warn: Say,
+    stage: Say,
 ) -> dict[str, float]:
     """Scores of a folder of generated pictures, as ``Scorer.score`` gives them.
 

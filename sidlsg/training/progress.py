@@ -111,7 +111,7 @@ def score_course(folder: RunFolder) -> str | None:
     if not folder.scores.is_file():
         return None
     lines = read_metrics(folder.scores)
-    key = next((key for key in ("fid", "fd") if lines and key in lines[-1]), None)
+    key = next((key for key in ("fid", "fid-t", "fd") if lines and key in lines[-1]), None)
     if key is None:
         return None
     values = [line[key] for line in lines if key in line]

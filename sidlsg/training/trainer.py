@@ -72,7 +72,8 @@ class Trainer:
         self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
         self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
-        self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
+        scored = config.eval_every is not None
+        self.tracker = Tracker(config, self.device, self.processes, prompts, self.console) if scored else None
         check_tracker(config.tracker)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()

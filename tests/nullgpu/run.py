@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 import torch
 from diffusers import DDIMScheduler
+from rich.console import Console
 from torch import Tensor
 
 from nullgpu import scorer
@@ -153,10 +154,10 @@ def make_tracker(config: Config, device: torch.device) -> Tracker:
             tracking,
             find_weights=lambda name: name,
             PromptFile=lambda path: [f"a cat {i}" for i in range(scorer.BATCH)],
-            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0)),
+            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0), names=""),
         ),
     ):
-        return Tracker(config, device, Processes())
+        return Tracker(config, device, Processes(), [], Console(quiet=True))
 
 
 def score(engine: Engine, tracker: Tracker) -> None:
