@@ -191,7 +191,7 @@ def test_a_run_is_scored_against_its_teacher_without_real_pictures(
     assert found["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
     assert found["reference"]["pictures"] == 16
     assert [text[:10] for text in found["warnings"]] == ["16 picture"]  # fewer than features; nothing of published ones
-    assert len(list((tmp_path / ".cache" / "teachers").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
 
 
 # -- who needs it ----------------------------------------------------------------------------------------------------------

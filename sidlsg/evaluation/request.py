@@ -187,6 +187,9 @@ class Request:
             return self.out
         parts = [self.protocol_name, self.drawn if self.images is None else str(self.images)]
         parts += [f"{name}-{value}" for name, value in self.generation.items() if value is not None]
+        inputs = {"reference": self.reference, "prompts": self.prompts}
+        parts += [f"{name}-{path.stem}" for name, path in inputs.items() if path is not None]
+        parts += ["hps-package"] * self.hps_package + ["no-antialias"] * (not self.hps_antialias)
         parts += [f"first-{self.limit}"] if self.limit else []
         return Path("evals") / re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")
 

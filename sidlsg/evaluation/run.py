@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from rich.console import Console
 
 from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.captions import assign, captions_of
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by_hps, said_of
@@ -27,9 +29,9 @@ from sidlsg.evaluation.generation import Job, caption_jobs, draw_missing, settin
 from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, name_shape
 from sidlsg.evaluation.progress import Bars
 from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, RUN, get_protocol
-from sidlsg.evaluation.reference import Reference
-from sidlsg.evaluation.report import markdown
+from sidlsg.evaluation.reference import BENCH, Reference
 from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.results import check_conditions, check_folder, store
 from sidlsg.evaluation.scorer import Scorer, obstacles, scores_of
 from sidlsg.evaluation.scoring import (
     encode_folder,
@@ -42,8 +44,8 @@ from sidlsg.evaluation.scoring import (
     tell_of_names,
 )
 from sidlsg.evaluation.teacher_images import draw_teacher, run_config, run_prompts
-from sidlsg.files import write_text
 from sidlsg.paths import check_output
+from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import open_model
 from sidlsg.version import __version__
 
@@ -60,14 +62,27 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
     Returns the content of ``results.json``, or None in processes other than the main one, which only draw. Raises UsageError or
     SidlsgError, before anything is drawn, when reference, weights or captions are missing or belong to another protocol.
     """
-    _check(request)
+    check_folder(request)
+    main = distributed.launched().main
     device = pick_device(request.device, distributed.launched().local_rank)
-    console = console if console is not None and distributed.launched().main else Console(quiet=True)
-    with Bars(console) as bars:
+    console = console if console is not None and main else Console(quiet=True)
+    with _alone(request.folder) if main else contextlib.nullcontext(), Bars(console) as bars:
         results = _hpsv2(request, device, bars) if request.hpsv2 else _protocol(request, device, bars)
-    if results is not None:
-        _write(request.folder, results)
-    return results
+        return None if results is None else store(request.folder, results, bars.stage)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other evaluations out of the folder inside the block; an empty one is removed when that fails."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with RunFolder(folder).locked():
+            yield
+    except BaseException:
+        if made and {path.name for path in folder.iterdir()} <= {".lock"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
@@ -128,6 +143,14 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights, names)
         for text in said_of(protocol, made):
             warn(text)
+        facts = {
+            "protocol_sha256": protocol.fingerprint,
+            "prompts_sha256": captions.sha256,
+            "weights_sha256": scorer.weights,
+            "reference": _about_reference(real) if isinstance(real, Reference) else None,
+            "images": request.images,
+        }
+        check_conditions(folder, facts)
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         begun = time.monotonic()
@@ -153,8 +176,9 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         "scores": {name: scores.get(name) for name in scores_of(protocol, request.only)},
         "not_given": {name: why for metric, why in impossible.items() for name in scores_of(protocol, [metric])},
         "pictures": len(found),
+        "pictures_sha256": _content(found),
         "pairing": pairing,
-        "reference": None if reference is None else _about_reference(reference),
+        "reference": None if reference is None else _about_reference(reference, real),
         "generation": about,
         "prompts_sha256": captions.sha256,
         "weights_sha256": scorer.weights,
@@ -172,11 +196,23 @@ def _check_possible(impossible: dict[str, str], asked: Sequence[str]) -> None:
         raise UsageError(f"no score can be computed ({reasons})")
 
 
-def _about_reference(reference: Reference) -> dict[str, Any]:
-    """Source, number of pictures and a hash of the statistics, for the results."""
+def _about_reference(reference: Reference, folder: object = None) -> dict[str, Any]:
+    """Source, number of pictures, and hashes of the statistics and of what they were made from, for the results."""
     moments = reference.moments
     digest = hashlib.sha256(moments.mu.tobytes() + moments.sigma.tobytes()).hexdigest()
-    return {"source": reference.source, "pictures": moments.count or None, "statistics_sha256": digest}
+    made_from = _content(folder) if isinstance(folder, Folder) else digest
+    return {
+        "source": reference.source,
+        "pictures": moments.count or None,
+        "statistics_sha256": digest,
+        # Features of one picture differ in their last digits with the device and the batch.
+        "sha256": reference.source if reference.source == BENCH.name else made_from,
+    }
+
+
+def _content(folder: Folder) -> str:
+    """A hash of the pictures of a folder, in their order."""
+    return hashlib.sha256("".join(folder.digests).encode()).hexdigest()
 
 
 def _circumstances(device: torch.device) -> dict[str, str]:
@@ -246,6 +282,8 @@ def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any]
             warnings.append("The pictures are resized without antialiasing, which moves the scores by tenths.")
         for text in warnings:
             bars.warn(text)
+        facts = {"prompts_sha256": digest.hexdigest(), "weights_sha256": {name: scorer.weights}, "hps": scorer.facts}
+        check_conditions(request.folder, facts | {"images": request.images})
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         about = draw(request, style_jobs(prompts), "hpsv2", digest.hexdigest(), bars, device)
@@ -266,6 +304,7 @@ def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any]
         "scores": scores | dict.fromkeys(key for key in asked if key not in scores),
         "not_given": reasons,
         "pictures": pictures,
+        "pictures_sha256": _content(Folder(request.folder, tuple(itertools.chain(*styles.values())), None)),
         "hps": scorer.facts,
         "generation": about,
         "prompts_sha256": digest.hexdigest(),
@@ -329,48 +368,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _check(request: Request) -> None:
-    """Raise UsageError, before anything is drawn, when the folder cannot be written to or holds results of another protocol or
-    other pictures, or when one of its files is damaged."""
-    check_output(request.folder)
-    path, protocol = request.folder / "results.json", request.protocol_name
-    read_object(request.folder / "generation.json")
-    old = read_object(path)
-    if old.get("protocol", protocol) != protocol:
-        raise UsageError(f"{path} holds results of the protocol {old['protocol']}; give another --out for {protocol}")
-    about = old.get("generation", {})
-    scored = about.get("images") if isinstance(about, dict) else None
-    scored, here = (None if place is None else Path(place).resolve() for place in (scored, request.images))
-    if old and scored != here:
-        was, now = (f"pictures in {place}" if place else "pictures that were drawn" for place in (scored, here))
-        raise UsageError(f"{path} holds results of {was}; give another --out for {now}")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty when there is no file; raises UsageError when it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(
-            f"{path} is damaged; delete it (pictures beside it are of unknown origin), or give another --out"
-        )
-    return found
-
-
-def _write(folder: Path, results: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written, after printing them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        write_text(folder / "results.md", markdown(results))
-    except OSError as error:
-        print(json.dumps(results, indent=2), flush=True)
-        raise SidlsgError(
-            f"cannot write the results to {folder}: {error.strerror}; they are printed above, in full"
-        ) from None

@@ -6,18 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
+from sidlsg.evaluation.distance import copies
 from sidlsg.evaluation.picture_file import load_rgb
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, match_captions, name_shape
-from sidlsg.evaluation.protocol import Protocol
-from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
-from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_sheet, match_captions, name_shape
+from sidlsg.evaluation.protocol import Protocol, get_protocol
+from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached, load_reference
+from sidlsg.evaluation.scorer import Encoded, Scorer, Tick, bench_reference, keep
 
+FEW = 1000  # pictures, of which precision and recall say little
+COPIES = 0.01  # share of the pictures
+SAMPLE = 8  # pictures, from which the scale of features is known
+FACTOR = 10.0  # between the lengths of features, of any two kinds of pictures
 Say = Callable[[str], None]
 
 
@@ -37,15 +42,21 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Say, 
         tell_of_names(folder, warn, say)
         return folder
     found = load_reference(given, protocol, scorer.feature_weights, assume)
-    network = scorer.encode(
-        [Image.new("RGB", (protocol.size, protocol.size))], features=True, clip=False
-    ).features.shape[1]
-    if network != len(found.moments.mu):
+    sample = load_sheet(BENCH / "reference.png", get_protocol("embedded").size, SAMPLE if found.assumed else 1)
+    features = scorer.encode(sample, features=True, clip=False).features
+    if features.shape[1] != len(found.moments.mu):
         raise UsageError(
             f"{given} was made with another network: it has {len(found.moments.mu):,} features a picture, that of the protocol "
-            f"{protocol.name} gives {network:,}"
+            f"{protocol.name} gives {features.shape[1]:,}"
         )
     if found.assumed:
+        theirs = float(np.sqrt(np.square(found.moments.mu, dtype=np.float64).sum() + np.trace(found.moments.sigma)))
+        ours = features.double().square().sum(1).mean().sqrt().item()
+        if not ours / FACTOR < theirs < ours * FACTOR:
+            raise UsageError(
+                f"{given} is of another scale: its features have a length of about {theirs:.3g}, those of the protocol "
+                f"{protocol.name} of about {ours:.3g}. It is of another network, or of other pixel values, and cannot be assumed"
+            )
         warn(f"{given} is taken as statistics of the protocol {protocol.name} because --assume-protocol says so.")
     return found
 
@@ -152,7 +163,26 @@ def score_pictures(
             f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features, so that the covariance is "
             f"rank-deficient and the {scorer.protocol.distance} says little; compare only with as many pictures."
         )
+    if reference is not None:
+        warn_of_few(scorer, encoded, reference, warn)
     return scorer.score(encoded, reference, captions, paired, stage)
+
+
+def warn_of_few(scorer: Scorer, encoded: Encoded, reference: Reference, warn: Say) -> None:
+    """Warn of precision and recall that say nothing: of few pictures, or of copies of the same ones."""
+    if "pr" not in scorer.metrics or reference.features is None:
+        return
+    few = min(len(encoded.features), len(reference.features))
+    if few < FEW:
+        warn(
+            f"Precision and recall of {few:,} pictures say little: the spheres around few pictures are large, and hold nearly "
+            f"everything. Use {FEW:,} or more of both kinds."
+        )
+    if (count := copies(encoded.features)) > COPIES * len(encoded.features):
+        warn(
+            f"{count:,} of the {len(encoded.features):,} pictures are copies of another one: precision is that of the few that "
+            "differ, and recall cannot rise above them."
+        )
 
 
 def find_styles(folder: Path, prompts: dict[str, list[str]]) -> tuple[dict[str, list[Path]], dict[str, str]]:
