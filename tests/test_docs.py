@@ -32,7 +32,7 @@ def test_the_pages_of_the_commands_are_what_the_commands_say() -> None:
         ("sample --model emoji", ["emoji", "emoji-student"]),
         ("distill --strategy ", list(STRATEGIES)),
         ("distill --set ema_", [f"{name}=" for name in FIELDS if name.startswith("ema_")]),
-        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded"]),
+        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded", "teacher"]),
         ("sample --sampler d", ["ddim", "ddpm", "dpm++"]),
         ("bench --arch sd", ["sd15", "sd21-base", "sdxl"]),
         ("presets show h200", [name for name in preset_names() if name.startswith("h200")]),

@@ -137,7 +137,7 @@ def test_long_texts_and_profiles_do_not_keep_a_picture_out(tmp_path: Path, kind:
 
 def test_a_png_that_is_damaged_in_front_of_its_texts_is_still_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encoded()[:40] + CHUNKS["zTXt"])
-    with pytest.raises(UsageError, match=r"0\.png is not a readable picture"):
+    with pytest.raises(UsageError, match=r"0\.png is not a (readable )?picture"):
         load_rgb(tmp_path / "0.png")
 
 
@@ -337,7 +337,7 @@ def test_no_two_writers_share_a_name_and_none_is_left(tmp_path: Path) -> None:
 def test_what_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(SidlsgError, match="stop"), replacing(path) as temporary:
+    with pytest.raises(SidlsgError, match="stop"), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half", encoding="utf-8")
         raise SidlsgError("stop")
     assert path.read_text(encoding="utf-8") == "old"

@@ -73,16 +73,16 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other evaluations out of the folder inside the block; an empty one is removed when that fails."""
-    made = not folder.exists()
+    """Keep other evaluations out of the folder inside the block; folders that are made for it and stay empty are removed."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with RunFolder(folder).locked():
             yield
-    except BaseException:
-        if made and {path.name for path in folder.iterdir()} <= {".lock"}:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    finally:
+        for place in made:
+            if {path.name for path in place.iterdir()} <= {".lock"}:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
@@ -345,6 +345,8 @@ def make_statistics(
     scorer = Scorer(chosen, pick_device(device), ("fid",), inception=inception, batch=batch)
     with shown as bars:
         found = encode_folder(scorer, pictures, bars)
+    if not found.moments.sigma.trace() > 0:
+        raise UsageError(f"all {len(pictures):,} pictures in {folder} are the same to the network; they make no statistics")
     (found if features else replace(found, features=None)).save(out)
     return len(pictures)
 
