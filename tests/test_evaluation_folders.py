@@ -290,6 +290,7 @@ def test_the_command_keeps_what_is_there(run, tmp_path: Path) -> None:
     for number, path in enumerate(captions):
         path.write_text("".join(f"a cat {number + i}\n" for i in range(4)), encoding="utf-8")
     common = ["--images", pictures, "--protocol", "embedded", "--device", "cpu", "--out", "out"]
+    common += ["--reference", folder_of(tmp_path / "real", 5, size=64)]
     command = ["eval", *common, "--prompts", captions[0]]
     assert run(*command)[0] == 0
     whole = results(Path("out"))

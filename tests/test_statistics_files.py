@@ -17,10 +17,10 @@ from sidlsg.errors import UsageError
 from sidlsg.evaluation import reference as references
 from sidlsg.evaluation.comparable import Made, said_of
 from sidlsg.evaluation.distance import copies
-from sidlsg.evaluation.pictures import find_pictures, name_shape
+from sidlsg.evaluation.pictures import find_pictures, load_sheet, name_shape
 from sidlsg.evaluation.protocol import get_protocol, protocols
-from sidlsg.evaluation.reference import load_reference
-from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
+from sidlsg.evaluation.reference import BENCH, load_reference
+from sidlsg.evaluation.scorer import Encoded, Scorer
 from sidlsg.evaluation.scoring import encode_folder, open_reference, warn_of_few
 
 CPU = torch.device("cpu")
@@ -109,7 +109,8 @@ def test_other_files_are_named_and_nothing_in_them_is_run(name: str, content: by
 
 def test_statistics_of_another_scale_are_refused() -> None:
     scorer = Scorer(EMBEDDED, CPU, ("fid",))
-    real = bench_reference(scorer).moments
+    drawings = load_sheet(BENCH / "reference.png", 64, 40)
+    real = scorer.reference(scorer.encode(drawings, True, False).features, "").moments
     warned: list[str] = []
 
     def opened(mu: np.ndarray, sigma: np.ndarray) -> object:

@@ -346,7 +346,9 @@ def make_statistics(
     with shown as bars:
         found = encode_folder(scorer, pictures, bars)
     if not found.moments.sigma.trace() > 0:
-        raise UsageError(f"all {len(pictures):,} pictures in {folder} are the same to the network; they make no statistics")
+        raise UsageError(
+            f"all {len(pictures):,} pictures in {folder} are the same to the network; they make no statistics"
+        )
     (found if features else replace(found, features=None)).save(out)
     return len(pictures)
 
