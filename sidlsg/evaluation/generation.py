@@ -55,7 +55,7 @@ class Settings:
     """The settings that the pictures of an evaluation depend on; saved beside them as ``generation.json``."""
 
     model: str
-    parts_sha256: dict[str, str]  # of network, VAE, text encoders and tokenizers
+    parts_sha256: dict[str, str]  # what the model is: ``Model.digests``
     scheduler: dict[str, Any]
     t_init: int | None
     one_step: bool
@@ -69,8 +69,8 @@ class Settings:
     noise: str = NOISE
     names: tuple[str, ...] = ()  # of the model, by which its pictures may note it: all those it was drawn under here
 
-    def claim(self, folder: Path) -> Settings:
-        """Write ``generation.json``, and return what it holds now: these settings, with the names that the model had before.
+    def claim(self, folder: Path, model: Model) -> Settings:
+        """Write ``generation.json``, of pictures of ``model``. Return what it holds now: these settings, and all names of the model.
 
         Raises UsageError when the folder holds pictures made with other settings, SidlsgError when it cannot be written.
         """
@@ -81,16 +81,10 @@ class Settings:
                 old = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
                 raise UsageError(f"{path} is damaged; give another --out") from None
-            was, now = _one_by_one(old), identity(self)
-            differ = [
-                f"{k} ({_short(was.get(k))} there, {_short(now.get(k))} here)"
-                for k in now | was
-                if was.get(k) != now.get(k)
-            ]
-            if differ:
-                raise UsageError(
-                    f"{folder} holds pictures made with other settings: {', '.join(differ)}. Give another --out"
-                )
+            if isinstance(parts := old.get("parts_sha256"), dict):
+                old["parts_sha256"] = model.recognised(parts, self.parts_sha256)
+            if differ := differences(_one_by_one(old), identity(self)):
+                raise UsageError(f"{folder} holds pictures made with other settings: {differ}. Give another --out")
             names = [*old.get("names", [old.get("model", self.model)]), self.model]
         elif (folder / "images").exists():
             raise UsageError(
@@ -111,18 +105,32 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def _one_by_one(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that pictures must share, with those of each part and of the scheduler under names of their own."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in ("pictures", "model", "names"):
-            found |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    """The settings that pictures must share, with those of each part and of the scheduler, last, under names of their own."""
+    shared = {name: value for name, value in settings.items() if name not in ("pictures", "model", "names")}
+    found = {name: value for name, value in shared.items() if not isinstance(value, dict)}
+    for name, values in shared.items():
+        if isinstance(values, dict):
+            found |= {f"{name} {key}": value for key, value in values.items()}
     return found
 
 
-def _short(value: object, length: int = 40) -> str:
-    """A value for a message: of long hashes and lists the beginning."""
+NAMED = 8  # differences in one message
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The settings in which two records differ, as "name (value there, value here)" in one line; empty when in none."""
+    differ = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    named = [f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} here)" for name in differ[:NAMED]]
+    more = len(differ) - len(named)
+    return ", ".join(named) + (f", and {more} more" if more else "")
+
+
+def _short(value: Any) -> str:
+    """A value in at most 40 letters."""
+    if isinstance(value, list | tuple) and len(value) > 4:
+        return f"{len(value)} values"
     text = str(value)
-    return text if len(text) <= length else f"{text[:12]}..."
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def check_drawn(jobs: Sequence[Job], folder: Path, names: Collection[str]) -> None:
@@ -234,7 +242,7 @@ def draw_missing(
     """
     images = folder / "images"
     if processes.main:
-        settings = settings.claim(folder)
+        settings = settings.claim(folder, model)
         check_drawn(jobs, images, settings.names)
         for unfinished in images.rglob(f"*{PART}"):
             unfinished.unlink(missing_ok=True)

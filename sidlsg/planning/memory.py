@@ -244,10 +244,10 @@ def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
 
 
 def _drawn(config: Config, size: Footprint, micro: int) -> Moment:
-    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE (else on the CPU) in float32."""
+    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE, which is there (else on the CPU) in float32."""
     vae = size.vae * 4 / GIB
-    moments = [*_Passes(config, size).drawn.forward, *(Moment(m.sample, m.fixed + vae) for m in size.decode)]
-    return _fullest(moments, micro)
+    moments = [*_Passes(config, size).drawn.forward, *size.decode]
+    return _fullest([Moment(m.sample, m.fixed + vae) for m in moments], micro)
 
 
 def _average_in_use(config: Config, size: Footprint) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sidlsg.errors import SidlsgError, UsageError, nearest, sentence
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
-from sidlsg.sampling.samplers import SAMPLERS
+from sidlsg.sampling.samplers import SAMPLERS, STAND_INS
 from sidlsg.teachers.family import Description, Model
 
 
@@ -39,10 +39,11 @@ def many_step_scheduler(model: Model | Description, steps: int, sampler: str | N
     """diffusers' scheduler for ``many_steps``; raises UsageError for a number of steps that it cannot take."""
     import diffusers
 
-    kind = SAMPLERS[sampler] if sampler else model.scheduler_config.get("_class_name", "DDPMScheduler")
+    own = model.scheduler_config.get("_class_name", "DDPMScheduler")
+    kind, options = (SAMPLERS[sampler], {}) if sampler else STAND_INS.get(own, (own, {}))
     count, why = len(model.schedule), None
     try:
-        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False)
+        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False, **options)
         scheduler.set_timesteps(steps)
         at = scheduler.timesteps
         if steps > count:

@@ -202,6 +202,12 @@ class Engine:
         with self.ema.swapped_in() if self.ema else nullcontext():
             yield
 
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside the block the generator carries its averaged weights, and the VAE is on the networks' device."""
+        with self.averaged(), self.teacher.decoding(self.encode.device):
+            yield
+
 
 def _update(config: Config, net: nn.Module, clip_value: float | None) -> NetworkUpdate:
     options: dict[str, Any] = {"lr": config.lr, "eps": config.adam_eps}

@@ -39,7 +39,7 @@ def draw_grid(engine: Engine, prompts: Sequence[str], images_seen: int, path: Pa
     """Sample fixed prompts with fixed noise (picture i has seed i) by the averaged generator."""
     micro, pictures = engine.config.micro_batch, []
     z = seed_noise(list(range(len(prompts))), engine.teacher.latent_shape)
-    with engine.averaged():
+    with engine.drawing():
         for first in range(0, len(prompts), micro):
             part = slice(first, first + micro)
             pictures += to_pil(draw_pictures(engine, z[part], prompts[part]))
@@ -58,7 +58,8 @@ def draw_teacher_grid(engine: Engine, prompts: Sequence[str], path: Path) -> Non
     Guidance doubles a batch, so half as many pictures at once as in training take no more memory.
     """
     model, dtype, batch = engine.teacher, engine.nets.teacher.autocast, max(1, engine.config.micro_batch // 2)
-    with torch.autocast(next(model.network.parameters()).device.type, dtype, enabled=dtype is not None):
+    device = engine.encode.device
+    with model.decoding(device), torch.autocast(device.type, dtype, enabled=dtype is not None):
         pictures = list(draw(model, prompts, range(len(prompts)), batch=batch))
     save_png(make_grid(pictures), path, prompts=" | ".join(prompts))
 

@@ -25,6 +25,7 @@ from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import MOVABLE, RunFolder, defining, read_metrics
+from sidlsg.teachers.family import Model
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock, Due
@@ -48,7 +49,7 @@ from sidlsg.training.outputs import (
     write_student,
 )
 from sidlsg.training.prefetch import Prefetch
-from sidlsg.training.preflight import preflight
+from sidlsg.training.preflight import check_compiler, preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, draw_curves, score_places
@@ -75,9 +76,11 @@ class Trainer:
         scored = config.eval_every is not None
         self.tracker = Tracker(config, self.device, self.processes, prompts, self.console) if scored else None
         check_tracker(config.tracker)
+        if config.compile:
+            check_compiler(self.device)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
-        self.check_inputs()
+        self.check_inputs(teacher)
         self.engine = Engine.build(config, teacher, self.device)
         self.memory = PeakMemory(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
@@ -91,7 +94,7 @@ class Trainer:
                 f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
             )
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, teacher: Model) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
         if state.get("prompts_sha256", self.prompts.sha256) != self.prompts.sha256:
@@ -99,7 +102,7 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
             )
-        known = state.get("teacher_sha256", self.teacher_sha256)
+        known = teacher.recognised(state.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256)
         if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
@@ -368,7 +371,7 @@ class Trainer:
             return
         scores = tracker(
             lambda z, prompts: draw_pictures(self.engine, z, prompts),
-            self.engine.averaged,
+            self.engine.drawing,
             self.engine.teacher.latent_shape,
         )
         if self.processes.main:

@@ -105,6 +105,7 @@ def spare_the_host() -> None:
     safetensors.torch.save_file = checkpoints.save_file = empty_file  # type: ignore[assignment]
     transformers.modeling_utils.safe_save_file = empty_file
     student.name_text_weights = lambda path: None  # type: ignore[assignment]
+    student.read_back = lambda written, parts, folder: None  # type: ignore[assignment]
 
 
 class NoKernel:
@@ -168,7 +169,7 @@ def score(engine: Engine, tracker: Tracker) -> None:
         return {}
 
     with patch.object(tracker.scorer, "score", captions_only):
-        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.averaged, engine.teacher.latent_shape)
+        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.drawing, engine.teacher.latent_shape)
 
 
 def step_without_values(scheduler: Any, eps: Tensor, t: Tensor, x_t: Tensor, **_: Any) -> tuple[Tensor]:
