@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What decides which kernels compute, and so what a check of them holds for: PyTorch, the GPU and its driver ("" where
+    unknown)."""
+    if device.type != "cuda":
+        return {"torch": torch.__version__, "device": device.type, "driver": ""}
+    return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "driver": _driver()}
+
+
+def _driver() -> str:
+    """The version of NVIDIA's kernel module, on Linux."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"\b[0-9]+\.[0-9]+(\.[0-9]+)?\b", text):
+            return found[0]
+    return ""
 
 
 class PeakMemory:

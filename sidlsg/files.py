@@ -95,3 +95,14 @@ def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         flush(temporary)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line, and make the folder if it is gone. What an interrupted write left half remains a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        torn = b""
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(torn + text.encode("utf-8", errors="backslashreplace") + b"\n")

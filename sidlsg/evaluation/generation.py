@@ -70,7 +70,7 @@ class Settings:
     names: tuple[str, ...] = ()  # of the model, by which its pictures may note it: all those it was drawn under here
 
     def claim(self, folder: Path, model: Model) -> Settings:
-        """Write ``generation.json``, of pictures of ``model``. Return what it holds now: these settings, and all names of the model.
+        """Write ``generation.json``, of pictures of ``model``; return what it holds: these settings, and all names of the model.
 
         Raises UsageError when the folder holds pictures made with other settings, SidlsgError when it cannot be written.
         """

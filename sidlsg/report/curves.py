@@ -9,6 +9,7 @@ from sidlsg.report.plot import Plot, Reference, Series, thin
 from sidlsg.report.reading import Line, Run, number
 from sidlsg.report.references import references
 from sidlsg.report.verdict import gap_of
+from sidlsg.runs import scores
 
 BANDS = 4  # quarters of [t_min, t_max] in score_gap
 
@@ -76,10 +77,10 @@ def _named(run: Run, runs: list[Run], what: str) -> str:
 
 
 def comparable(runs: list[Run]) -> bool:
-    """Whether all scores are of one protocol and one number of pictures."""
-    return (
-        len({(run.distance, str(run.protocol), str(run.scores[-1].get("pictures"))) for run in runs if run.scores}) < 2
-    )
+    """Whether all scores were made in the same way."""
+    newest = [run.scores[-1] for run in runs if run.scores]
+    alike = len({run.distance for run in runs if run.scores}) < 2
+    return alike and len(scores.comparable(newest)) == len(newest)
 
 
 def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) -> Plot:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sidlsg.files import replacing
+from sidlsg.plotting import figure
 from sidlsg.report.numbers import tick
 from sidlsg.report.plot import Plot
 from sidlsg.report.plot import axes as scales
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The colours of page.css in its light theme.
 COLOURS = ("#1f5f9e", "#a8480f", "#1c7050", "#7a4796", "#8a5a00", "#a33466")
@@ -16,10 +21,14 @@ GREY = "#68625a"
 
 def save(plot: Plot, path: Path) -> None:
     """Write the plot, under a temporary name first."""
-    from matplotlib.figure import Figure
+    with figure(6, 4.2) as made:
+        _draw(plot, made)
+        with replacing(path) as temporary:
+            made.savefig(temporary, dpi=150, format="png")
 
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
+
+def _draw(plot: Plot, made: Figure) -> None:
+    axes = made.subplots()
     for held in plot.references:
         if held.high > held.low:
             axes.axhspan(held.low, held.high, color=GREY, alpha=0.15, label=held.name, linewidth=0)
@@ -49,6 +58,4 @@ def save(plot: Plot, path: Path) -> None:
     axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.unit)
     axes.grid(True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    made.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)

@@ -14,6 +14,7 @@ from sidlsg.config import FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
 from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.scores import comparable, unlike
 from sidlsg.settings import make_config, preset_names
 
 Line = dict[str, Any]
@@ -28,7 +29,7 @@ class Run:
     settings: dict[str, Any]  # config.yaml as it is
     config: Config | None  # the same, when this version knows every setting
     metrics: list[Line]
-    scores: list[Line]  # of one protocol, that of the newest line
+    scores: list[Line]  # that can be compared with the newest one
     grids: list[tuple[int, Path]]  # images seen, file
     teacher_grid: Path | None
     note: dict[str, Any]  # student/sidlsg.json; {} without a student
@@ -113,13 +114,10 @@ def read_run(path: Path) -> Run:
         raise UsageError(f"{path} is no run folder: it has no config.yaml")
     problems: list[str] = []
     settings, config = _settings(folder, problems)
-    scores = _lines(folder.scores, problems)
-    if scores:
-        newest = scores[-1].get("protocol")
-        others = sorted({str(line.get("protocol")) for line in scores} - {str(newest)})
-        if others:
-            problems.append(f"{folder.scores}: scores of another protocol ({', '.join(others)}) are left out")
-        scores = [line for line in scores if line.get("protocol") == newest]
+    every = _lines(folder.scores, problems)
+    scores = comparable(every)
+    if others := sorted({text for line in every if line not in scores for text in _made_otherwise(line, scores[-1])}):
+        problems.append(f"{folder.scores}: scores that cannot be compared are left out ({', '.join(others)})")
     states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
     return Run(
         path=path,
@@ -134,6 +132,10 @@ def read_run(path: Path) -> Run:
         state=_object(states[-1], problems) if states else {},
         problems=problems,
     )
+
+
+def _made_otherwise(line: Line, newest: Line) -> list[str]:
+    return [f"{key} {line[key]} instead of {newest[key]}" for key in unlike(line, newest)]
 
 
 def _settings(folder: RunFolder, problems: list[str]) -> tuple[dict[str, Any], Config | None]:

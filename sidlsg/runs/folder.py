@@ -97,6 +97,10 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
     def best(self) -> Path:
         return self.path / "best"
 

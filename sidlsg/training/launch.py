@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import RUN, get_protocol
 from sidlsg.evaluation.weights import file_sha256
+from sidlsg.formats import duration
 from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
 from sidlsg.planning.plan import misfit, plan, processes_note, sheet
@@ -240,13 +242,41 @@ def summary(folder: RunFolder, teacher: str) -> RenderableType:
         "score": f"sidlsg eval --model {name}",
     }
     shown = Sheet(
-        {"Where it is": {key: str(path) for key, path in places.items() if path}, "What to do with it": commands}
+        {
+            "How it went": outcome(folder),
+            "Where it is": {key: str(path) for key, path in places.items() if path},
+            "What to do with it": commands,
+        }
     )
     if not folder.report.is_file():
         return shown
     return Group(
         shown, Text.assemble("\nOpen ", (str(folder.report), "bold"), " in a browser: it shows whether this works.")
     )
+
+
+def outcome(folder: RunFolder) -> dict[str, str]:
+    """The report's verdict on a run so far, its distance from start to end beside the teacher's range, and its time of training;
+    without what the run's files do not say."""
+    from sidlsg.report.numbers import short
+    from sidlsg.report.reading import number, read_run
+    from sidlsg.report.references import references
+    from sidlsg.report.verdict import judge
+
+    found: dict[str, str] = {}
+    with suppress(Exception):  # a run has ended well, whatever its report thinks of a damaged file
+        run = read_run(folder.path)
+        verdict = judge(run)
+        found["verdict"] = verdict.word if verdict.tone in ("good", "open") else f"{verdict.word}. {verdict.sentence}"
+        values = [value for line in run.scores if (value := number(line.get(run.distance))) is not None]
+        if len(values) > 1:
+            known = references(run)
+            span = known.span(run.distance)
+            teacher = f" (the teacher's {known.teacher_what}: {short(span[0])} to {short(span[1])})" if span else ""
+            found[run.distance] = f"{short(values[0])} → {short(values[-1])}{teacher}"
+        if seconds := run.seconds():
+            found["time"] = f"{duration(seconds)} of training for {run.images_seen:,} images"
+    return found
 
 
 def preset_here(teacher: str) -> str:

@@ -15,7 +15,7 @@ from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.devices import release
 from sidlsg.distributed import Processes
-from sidlsg.errors import UsageError
+from sidlsg.errors import SidlsgError, UsageError, reason
 from sidlsg.evaluation.comparable import Made, said_of
 from sidlsg.evaluation.progress import Bars
 from sidlsg.evaluation.protocol import RUN, Protocol, get_protocol
@@ -23,9 +23,11 @@ from sidlsg.evaluation.reference import BENCH, Reference, load_reference
 from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
 from sidlsg.evaluation.scoring import encode_folder
 from sidlsg.evaluation.teacher_images import chosen_prompts, draw_teacher
-from sidlsg.evaluation.weights import find_weights
+from sidlsg.evaluation.weights import file_sha256, find_weights
 from sidlsg.files import replacing
+from sidlsg.plotting import figure
 from sidlsg.prompts import PromptFile
+from sidlsg.runs.scores import Line, comparable, score
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.sampling.pictures import to_pil
 
@@ -65,6 +67,7 @@ class Tracker:
             )
         self.scorer = Scorer(self.protocol, device)
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
+        self.compared = self.protocol.prompts  # what beside number and protocol decides a distance
         self.captions, self.reference = self.inputs(config, prompts, Bars(console))
         if self.pictures > len(self.captions):
             raise UsageError(
@@ -79,6 +82,7 @@ class Tracker:
                 drawn = draw_teacher(
                     config, prompts, self.pictures, self.device, self.processes, config.micro_batch, bars
                 )
+                self.compared = drawn.path.parent.name[:16]
                 release(self.device)
                 captions, reference = chosen_prompts(prompts, self.pictures), None
                 if self.processes.main:
@@ -91,7 +95,9 @@ class Tracker:
                 return list(PromptFile(BENCH / "captions.txt")), bench_reference(scorer)
         path = find_weights(self.protocol.prompts)
         assert path is not None and config.eval_reference is not None
-        reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
+        file = Path(config.eval_reference)
+        self.compared = file_sha256(file)[:16]
+        reference = load_reference(file, self.protocol, self.scorer.feature_weights)
         return list(PromptFile(path)), reference
 
     def deviations(self) -> list[str]:
@@ -102,8 +108,14 @@ class Tracker:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What stands beside the scores in every line: protocol, number of pictures, and how they deviate from the protocol."""
-        return {"protocol": self.protocol.name, "pictures": self.pictures, "warnings": self.warnings}
+        """What stands beside the scores in every line: protocol, number of pictures, the reference (of a file: how its SHA-256
+        begins), and how they deviate from the protocol."""
+        return {
+            "protocol": self.protocol.name,
+            "pictures": self.pictures,
+            "reference": self.compared,
+            "warnings": self.warnings,
+        }
 
     @property
     def key(self) -> str:
@@ -115,6 +127,7 @@ class Tracker:
         draw: Callable[[Tensor, list[str]], Tensor],
         drawing: Callable[[], AbstractContextManager[None]],
         shape: tuple[int, ...],
+        tick: Callable[[int], None] = lambda count: None,
     ) -> dict[str, float]:
         """Score a generator. Its networks and those that judge are in turn on the device: what either needs beside the run's
         state need not fit together.
@@ -123,9 +136,35 @@ class Tracker:
             draw: (z [B, C, H, W] on the CPU, B captions) -> images [B, 3, H', W'] in [0, 1].
             drawing: a context in which pictures are drawn, and nothing else is done.
             shape: (C, H, W) of a latent.
+            tick: called with the number of pictures that this process has drawn since the call before.
 
-        Returns the scores on the main process, an empty dict on the others.
+        Returns the scores on the main process, an empty dict on the others. Raises SidlsgError, on every process, when one of
+        them could not draw or encode its share.
         """
+        error, part = None, None
+        try:
+            part = self._share(draw, drawing, shape, tick)
+        except Exception as found:  # the others wait for this share
+            error = found
+        everything = distributed.gather((part, None if error is None else reason(error)))
+        if failed := [text for _, text in everything if text is not None]:
+            raise SidlsgError(failed[0]) from error
+        if not self.processes.main:
+            return {}
+        numbers, features, embeddings = (torch.cat(rows) for rows in zip(*(p for p, _ in everything if p), strict=True))
+        order = numbers.argsort()
+        with self.judging() as scorer:
+            encoded = Encoded(features[order], embeddings[order])
+            return scorer.score(encoded, self.reference, self.captions, [(i, i) for i in range(self.pictures)])
+
+    def _share(
+        self,
+        draw: Callable[[Tensor, list[str]], Tensor],
+        drawing: Callable[[], AbstractContextManager[None]],
+        shape: tuple[int, ...],
+        tick: Callable[[int], None],
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Numbers, features and embeddings of this process's pictures; None where there are more processes than pictures."""
         mine = list(range(self.pictures))[self.processes.rank :: self.processes.world]
         parts = []
         for start in range(0, len(mine), CHUNK):
@@ -135,17 +174,13 @@ class Tracker:
                 for first in range(0, len(chunk), self.batch):
                     seeds = chunk[first : first + self.batch]
                     pictures += to_pil(draw(seed_noise(seeds, shape), [self.captions[i] for i in seeds]))
+                    tick(len(seeds))
             with self.judging() as scorer:
                 parts.append(scorer.encode(pictures, features=True, clip=True))
-        numbers = torch.tensor(mine)
+        if not parts:
+            return None
         features, embeddings = torch.cat([p.features for p in parts]), torch.cat([p.embeddings for p in parts])  # type: ignore[misc]
-        everything = distributed.gather((numbers, features, embeddings))
-        order = torch.cat([part[0] for part in everything]).argsort()
-        encoded = Encoded(*(torch.cat([part[i] for part in everything])[order] for i in (1, 2)))
-        if not self.processes.main:
-            return {}
-        with self.judging() as scorer:
-            return scorer.score(encoded, self.reference, self.captions, [(i, i) for i in range(self.pictures)])
+        return torch.tensor(mine), features, embeddings
 
     @contextmanager
     def judging(self) -> Iterator[Scorer]:
@@ -157,24 +192,21 @@ class Tracker:
             self.scorer.to(torch.device("cpu"))
 
 
-def draw_curves(scores: Sequence[dict[str, Any]], path: Path, distance: str) -> None:
-    """Plot distance and CLIP score against images seen, like the paper's figures 2 to 5.
-
-    Scores at 0 images are left out, since the axis is logarithmic.
-    """
-    from matplotlib.figure import Figure
-
-    lines = [line for line in scores if line["images_seen"] > 0]
+def draw_curves(scores: Sequence[Line], path: Path, distance: str) -> None:
+    """Plot distance and CLIP score against images seen, like the paper's figures 2 to 5: of the lines that can be compared with
+    the last one. Scores at 0 images are left out, since the axis is logarithmic, and so are numbers that are not finite."""
+    lines = [line for line in comparable(scores) if line["images_seen"] > 0]
     if not lines:
         return
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    seen = [line["images_seen"] for line in lines]
-    left.plot(seen, [line[distance.lower()] for line in lines], marker="o", markersize=3)
-    left.set(xscale="log", yscale="log", xlabel="images seen", ylabel=distance)
-    right.plot(seen, [line["clip"] for line in lines], marker="o", markersize=3, color="tab:orange")
-    right.set(xscale="log", xlabel="images seen", ylabel="CLIP score")
-    for axes in (left, right):
-        axes.grid(True, which="both", alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    with figure(9, 3.6) as made, replacing(path) as temporary:
+        for axes, name, colour in zip(
+            made.subplots(1, 2), (distance, "CLIP score"), ("tab:blue", "tab:orange"), strict=True
+        ):
+            key = "clip" if name == "CLIP score" else name.lower()
+            points = [(line["images_seen"], value) for line in lines if (value := score(line, key)) is not None]
+            if not points:
+                continue
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour)
+            axes.set(xscale="log", yscale="linear" if key == "clip" else "log", xlabel="images seen", ylabel=name)
+            axes.grid(True, which="both", alpha=0.3)
+        made.savefig(temporary, dpi=110, format="png")
