@@ -190,7 +190,7 @@ def test_a_run_is_scored_against_its_teacher_without_real_pictures(
     assert found["scores"]["fid-t"] == pytest.approx(lines[-1]["fid-t"], rel=0.05)  # the student is stored in half
     assert found["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
     assert found["reference"]["pictures"] == 16
-    assert [text[:10] for text in found["warnings"]] == ["16 picture"]  # fewer than features; nothing of published ones
+    assert len(found["warnings"]) == 2, found["warnings"]  # of few pictures; nothing of published ones
     assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
 
 
@@ -203,7 +203,7 @@ def test_scores_by_emoji_are_refused_for_another_teacher(run, tiny_teacher: Path
     assert code == 2
     one_line(err, "embedded", "emoji", "eval_protocol=teacher", "eval_protocol=gigagan", "eval_every=null")
     assert run(*command, "--set", "eval_protocol=teacher")[0] == 0
-    assert run(*command, "--set", "eval_every=null")[0] == 0
+    assert run(*command[:5], "--set", "eval_every=null", "--dry-run")[0] == 0
 
 
 def test_a_copy_of_the_emoji_teacher_is_scored_by_emoji(tmp_path: Path) -> None:

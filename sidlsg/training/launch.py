@@ -170,8 +170,8 @@ def check_scores(place: Location, config: Config) -> None:
     raise UsageError(
         f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji, which says nothing "
         f"about {place.name}. Compare with images that the teacher itself draws: --set eval_protocol=teacher (needs no real "
-        "pictures); or with real ones: --set eval_protocol=gigagan --set eval_reference=FILE of `sidlsg eval stats`; or score "
-        "nothing: --set eval_every=null"
+        "pictures); or with real ones: --set eval_protocol=gigagan --set eval_reference=FILE of `sidlsg eval stats`; or leave "
+        "--eval-every out (--set eval_every=null, where the preset has it)"
     )
 
 
