@@ -49,12 +49,20 @@ class Tracker:
 
     The processes share the drawing and encoding; the main one computes the scores.
 
+    Args:
+        prompts: of the run, of which the teacher draws images by the protocol ``teacher``; others need none.
+
     ``warnings`` says why the scores are not comparable with published ones. Raises UsageError or SidlsgError, before the run
     starts, when the reference or a weights file is missing, or ``eval_images`` is more than the protocol has captions.
     """
 
     def __init__(
-        self, config: Config, device: torch.device, processes: Processes, prompts: PromptFile, console: Console
+        self,
+        config: Config,
+        device: torch.device,
+        processes: Processes,
+        prompts: PromptFile | None = None,
+        console: Console | None = None,
     ) -> None:
         self.protocol: Protocol = get_protocol(config.eval_protocol)
         self.processes, self.batch, self.device = processes, config.micro_batch, device
@@ -68,16 +76,17 @@ class Tracker:
         self.scorer = Scorer(self.protocol, device)
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
         self.compared = self.protocol.prompts  # what beside number and protocol decides a distance
-        self.captions, self.reference = self.inputs(config, prompts, Bars(console))
+        self.captions, self.reference = self.inputs(config, prompts, Bars(console or Console(quiet=True)))
         if self.pictures > len(self.captions):
             raise UsageError(
                 f"eval_images is {self.pictures:,}, but the protocol {self.protocol.name} has {len(self.captions):,} captions"
             )
         self.warnings = self.deviations() if processes.main else []
 
-    def inputs(self, config: Config, prompts: PromptFile, bars: Bars) -> tuple[list[str], Reference | None]:
+    def inputs(self, config: Config, prompts: PromptFile | None, bars: Bars) -> tuple[list[str], Reference | None]:
         """The captions, and what the images of the student are compared with (which only the main process needs)."""
         if self.protocol.prompts == RUN:
+            assert prompts is not None
             with bars:
                 drawn = draw_teacher(
                     config, prompts, self.pictures, self.device, self.processes, config.micro_batch, bars
