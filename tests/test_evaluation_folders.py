@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import threading
 import zlib
@@ -18,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import scorer as scorers
 from sidlsg.evaluation.captions import Captions, assign
-from sidlsg.evaluation.generation import caption_jobs, check_drawn
+from sidlsg.evaluation.generation import caption_jobs, check_drawn, remove_unfinished
 from sidlsg.evaluation.picture_file import load_rgb, read_header
 from sidlsg.evaluation.pictures import bare_name, find_pictures, match_captions
 from sidlsg.evaluation.protocol import get_protocol
@@ -343,6 +344,16 @@ def test_what_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> N
         raise SidlsgError("stop")
     assert path.read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    left, written = (tmp_path / "images" / f"0.png.{number}-ab.part" for number in (1, 2))
+    left.touch()
+    written.touch()
+    os.utime(left, (0, 0))
+    remove_unfinished(tmp_path)
+    assert list((tmp_path / "images").iterdir()) == [written]
 
 
 def test_nothing_writes_unfinished_files_by_another_way() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +26,7 @@ from sidlsg.teachers.family import Model
 # Pictures that each process draws before it waits for the others: one that waits for all the rest at the end, on a slower device,
 # would wait longer than a process group allows.
 ROUND = 128
+STALE = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,14 @@ def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:
     return [job for job in jobs if job.path.as_posix() not in names]
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the unfinished files of processes that were killed: none is written for so long as ``STALE``."""
+    for path in folder.rglob(f"*{PART}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+
+
 def to_draw(jobs: Sequence[Job], folder: Path, processes: Processes) -> list[Job]:
     """The jobs whose picture is missing, the same list in every process.
 
@@ -244,8 +255,7 @@ def draw_missing(
     if processes.main:
         settings = settings.claim(folder, model)
         check_drawn(jobs, images, settings.names)
-        for unfinished in images.rglob(f"*{PART}"):
-            unfinished.unlink(missing_ok=True)
+        remove_unfinished(images)
     distributed.barrier()
     todo = to_draw(jobs, images, processes)
     shares = -(-len(todo) // processes.world)
