@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import secrets
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +20,7 @@ from sidlsg.errors import SidlsgError
 INDEX_FILE = "model_index.json"  # of a folder in diffusers' layout
 STUDENT_FILE = "sidlsg.json"  # beside it, in folders that this tool wrote
 STATE_FILE = "state.json"  # of a checkpoint
+PATIENCE = 60.0  # seconds in which what another host wrote is seen here
 
 
 Kinds = Mapping[str, type | tuple[type, ...]]
@@ -49,19 +54,86 @@ def read_object(path: Path, needed: tuple[str, ...] = (), kinds: Kinds | None = 
     return content
 
 
-def flush(path: Path) -> None:
-    """fsync a file or folder: after it, a power cut loses nothing that was written.
+# What file systems (CIFS, NFS, Lustre, FUSE, WSL) answer to an operation that they do not have.
+LACKING = frozenset(
+    (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EBADF, errno.ENOTTY)
+)
 
-    Windows opens no folders, and flushes only what is opened for writing.
+
+def flush(path: Path) -> bool:
+    """fsync a file or folder: after it, a power cut loses nothing that was written. Returns False where the file system cannot.
+
+    Windows opens no folders, and flushes only what is opened for writing. Raises OSError when the disk fails.
     """
     windows = sys.platform == "win32"
     if windows and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        return False
+
+    def sync() -> None:
+        handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    return _where_possible(sync)
+
+
+def make_readable(path: Path) -> bool:
+    """Let everybody read a file; returns False where the file system has no such thing."""
+    return _where_possible(lambda: path.chmod(0o644))
+
+
+def _where_possible(operation: Callable[[], object]) -> bool:
+    """Whether the file system has the operation; raises OSError for any other failure."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        operation()
+    except OSError as error:
+        if error.errno in LACKING:
+            return False
+        raise
+    return True
+
+
+def fresh(path: Path, suffix: str = "") -> Path:
+    """The first of ``path``, ``path.2``, ``path.3``, ..., each with the suffix, that does not exist."""
+    count, found = 1, path.with_name(path.name + suffix)
+    while os.path.lexists(found):
+        count += 1
+        found = path.with_name(f"{path.name}.{count}{suffix}")
+    return found
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Give the folder ``new`` the name ``target``. What had that name is removed, as far as nothing reads it any more.
+
+    A link is removed, never followed. Raises OSError, with the old folder in its place, when it cannot be replaced.
+    """
+    for stale in target.parent.glob(f"{glob.escape(target.name)}.*old.tmp"):  # that was being read when it was replaced
+        shutil.rmtree(stale, ignore_errors=True)
+    old = fresh(target, ".old.tmp")
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def still_missing(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are not there, asked for up to ``PATIENCE`` seconds.
+
+    An NFS client remembers for up to a minute that a name was missing, whatever another host has written meanwhile.
+    """
+    end, lost = time.monotonic() + PATIENCE, list(paths)
+    while (lost := [path for path in lost if not path.exists()]) and time.monotonic() < end:
+        time.sleep(1)
+    return lost
 
 
 PART = ".part"  # the end of the name of a file that is still being written

@@ -2,78 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from conftest import SD_BETAS, TOKENS, WIDTH, denoiser, text, tiny_unet
-from naive import NaiveAlgorithm1
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws, parameters
+from support.naive import NaiveAlgorithm1
+from support.tiny import SD_BETAS, denoiser, text
 from torch import Tensor
 
-from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
+from sidlsg.method.algorithm import Batch, update_fake_score, update_generator
 from sidlsg.method.condition import Condition
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
-from sidlsg.method.guidance import STRATEGIES, Guidance, guided, network_passes, predictions
+from sidlsg.method.guidance import STRATEGIES, guided, network_passes, predictions
 from sidlsg.method.losses import fake_score_loss, generator_loss
 from sidlsg.method.optim import LeanAdam
-from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.method.statistics import reference_loss, score_gap
-from sidlsg.method.update import Losses, NetworkUpdate, Stats, sum_in_buckets
+from sidlsg.method.update import Losses, NetworkUpdate, sum_in_buckets
 from sidlsg.teachers.schedules import ddpm_schedule
-
-KAPPAS = {
-    "long": (1, 1, 1, 3),
-    "short": (1, 0.5, 0.5, 1),
-    "lsg-simple": (2, 1, 1, 1),
-    "lsg": (1.5, 1.5, 1.5, 1.5),
-    "all different": (2.0, 0.3, 1.7, 4.5),
-    "zero": (0, 0, 1, 0),
-}
-
-
-class Setup:
-    """phi, psi, theta in float64 with their updates; psi and theta differ from phi after ``disturb``."""
-
-    def __init__(self, kappas=(1.5,) * 4, alpha=1.0, batch=8, prediction="epsilon", autocast=None, dtype=torch.float64):
-        unet = tiny_unet().to(dtype)
-        self.schedule = NoiseSchedule(ddpm_schedule(SD_BETAS).betas, prediction)
-        self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
-        self.phi.requires_grad_(False)
-        torch.manual_seed(7)
-        self.empty = text(torch.randn(1, TOKENS, WIDTH, dtype=dtype))
-        self.nets = Networks(
-            denoiser(self.phi, self.schedule, autocast),
-            denoiser(self.psi, self.schedule, autocast),
-            OneStepGenerator(denoiser(self.theta, self.schedule, autocast), 625),
-            self.empty,
-            Guidance(*kappas),
-            alpha,
-        )
-        self.update_psi = NetworkUpdate(self.psi, LeanAdam(self.psi.parameters(), lr=1e-4), batch)
-        self.update_theta = NetworkUpdate(self.theta, LeanAdam(self.theta.parameters(), lr=1e-4), batch)
-
-    def iterate(self, first: Batch, second: Batch) -> tuple[Stats, Stats]:
-        """One iteration of Algorithm 1, in micro-batches of 4."""
-        psi = update_fake_score(self.nets, self.update_psi, first, 4)
-        return psi, update_generator(self.nets, self.update_theta, second, 4)
-
-    def disturb(self) -> None:
-        torch.manual_seed(11)
-        for net in (self.psi, self.theta):
-            for p in net.parameters():
-                p.data += 0.02 * torch.randn_like(p)
-
-
-def draws(seed: int, batch: int = 8, dtype=torch.float64) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    z, eps = torch.randn(2, batch, 4, 4, 4, generator=g, dtype=dtype)
-    c = text(torch.randn(batch, TOKENS, WIDTH, generator=g, dtype=dtype))
-    return Batch(z, c, torch.randint(20, 980, (batch,), generator=g), eps)
-
-
-def parameters(net: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -87,15 +32,16 @@ def parameters(net: torch.nn.Module) -> dict[str, Tensor]:
 )
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two_stage) -> None:
-    setup = Setup(kappas, alpha, prediction=prediction)
+    setup = Setup(kappas, alpha, batch=4, prediction=prediction)
     setup.nets.two_stage = two_stage
-    naive = NaiveAlgorithm1(setup.phi.requires_grad_(True), kappas, alpha=alpha, v=prediction == "v_prediction")
+    phi = setup.phi.requires_grad_(True)
+    naive = NaiveAlgorithm1(phi, kappas, alpha=alpha, batch=4, v=prediction == "v_prediction")
     setup.phi.requires_grad_(False)
     ema = Ema(setup.theta)
     for i in range(2):
-        first, second = draws(2 * i), draws(2 * i + 1)
-        psi_stats, theta_stats = setup.iterate(first, second)
-        ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
+        first, second = draws(2 * i, 4), draws(2 * i + 1, 4)
+        psi_stats, theta_stats = setup.iterate(first, second, micro_batch=2)
+        ema.update(ema_decay(4 * i, 4, 50_000, 0.05))
         loss_fake = naive.fake_score_step(first.z, first.c["text"], first.t, first.eps, setup.empty["text"])
         loss_generator = naive.generator_step(second.z, second.c["text"], second.t, second.eps, setup.empty["text"])
         assert psi_stats.loss.item() == pytest.approx(loss_fake, rel=1e-6)
@@ -159,16 +105,6 @@ def test_gradient_flows_through_both_score_networks() -> None:
     torch.testing.assert_close(captured, full, rtol=1e-9, atol=1e-9)
     for stops in ((True, False), (False, True)):
         assert (gradient(*stops) - full).norm() > 0.01 * full.norm()
-
-
-def capture_gradient(setup: Setup, batch: Batch, micro_batch: int = 8) -> Tensor:
-    """The generator's accumulated gradient just before its Adam step."""
-    found: list[Tensor] = []
-    setup.update_theta.optimizer.step = lambda: found.append(  # type: ignore[method-assign, assignment]
-        torch.cat([p.grad.flatten() for p in setup.theta.parameters()])  # type: ignore[union-attr]
-    )
-    update_generator(setup.nets, setup.update_theta, batch, micro_batch)
-    return found[0]
 
 
 @pytest.mark.parametrize("kappas", [KAPPAS["lsg"], KAPPAS["all different"]])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import one_line
-from test_plan import TABLE_4
+from support.paper import TABLE_4
+from support.terminal import one_line
 
 from sidlsg.benchmark import distillation as bench
 from sidlsg.benchmark import report as bench_report

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line
 from PIL import Image
+from support.terminal import one_line
 
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.captions import Captions, assign

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
+from support.terminal import one_line
 
 from sidlsg.data import in_cache
 from sidlsg.runs.folder import RunFolder

@@ -13,8 +13,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from conftest import folder_of, hps_file, one_line, results
 from PIL import Image
+from support.scoring import folder_of, hps_file, results
+from support.terminal import one_line
 
 from sidlsg.evaluation import hps, weights
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps

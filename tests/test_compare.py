@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import one_line
 from PIL import Image, ImageFont
+from support.terminal import one_line
 
 from sidlsg.benchmark.comparison import Contender, seconds_text
 from sidlsg.errors import UsageError

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.terminal import one_line
 
 from sidlsg.cli.drawing import parse_seeds
 from sidlsg.config import FIELDS, FREE_FIELDS, Config, parse_count, parse_kappa

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import one_line
 from PIL import Image
+from support.terminal import one_line
 
 import sidlsg
 from sidlsg.demo.studio import LONGEST, MOST, Studio

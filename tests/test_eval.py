@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import folder_of, one_line, results
 from PIL import Image
+from support.scoring import folder_of, results
+from support.terminal import one_line
 
 from sidlsg import distributed
 from sidlsg.distributed import Processes

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import change_json, one_line
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from support.terminal import one_line
+from support.tiny import change_json
 
 from sidlsg.method.condition import Condition
 from sidlsg.runs.opening import open_model

@@ -12,7 +12,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import change_json, one_line
+from support.terminal import one_line
+from support.tiny import change_json
 
 from sidlsg.paths import writable
 from sidlsg.teachers.hub import download_cache, download_file, missing_part, own_cache

@@ -12,10 +12,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import change_json, one_line
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.terminal import one_line
+from support.tiny import change_json
 
 from sidlsg.teachers.loading import load_model
 

@@ -11,12 +11,13 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
-from conftest import TINY_CLIP, hps_file, one_line, results
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
+from support.scoring import TINY_CLIP, hps_file, results
+from support.terminal import one_line
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torchvision.transforms import functional as tvf

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import one_line
+from support.terminal import one_line
 
 from sidlsg.config import Config
 from sidlsg.runs.folder import RunFolder, read_metrics

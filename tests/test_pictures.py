@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line, results
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.scoring import results
+from support.terminal import one_line
 
 from sidlsg import distributed
 from sidlsg.errors import SidlsgError, UsageError

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import one_line
 from nullgpu import scorer
+from support.paper import TABLE_4
+from support.terminal import one_line
 
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
@@ -37,15 +38,6 @@ from sidlsg.teachers.registry import locate
 SD15 = footprints()["sd15"]
 GFLOP = SD15.gflop
 
-# Table 4, "max memory in GB allocated" (the log divides by 2^30): long, short, simplest LSG, LSG. xFormers and FlashAttention
-# never write a softmax out; LSG ran without EMA on the RTX cards.
-TABLE_4 = {
-    "a5000-fp16": (22.9, 22.9, 22.6, 22.0),
-    "a6000-fp32": (45.7, 45.7, 45.0, 45.8),
-    "h100-fp16, eager": (55.8, 55.8, 47.7, 63.9),
-    "h100-fp16": (32.3, 32.2, 29.2, 35.2),
-    "h100-fp32": (58.9, 57.4, 53.4, 62.9),
-}
 CELLS = [
     (row, strategy, gib)
     for row, cells in TABLE_4.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
+from support.small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
 from torch import nn
 
 from sidlsg import distributed
@@ -24,12 +25,20 @@ from sidlsg.method import draws
 from sidlsg.method.update import Losses, NetworkUpdate
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.training import tracking
+from sidlsg.training.engine import HostBatch
 from sidlsg.training.tracking import Tracker
 from sidlsg.training.trainer import PLACES, Trainer
 
 
-def tokens(subject: Trainer, prompts: list[str]) -> torch.Tensor:
-    return torch.cat(list(subject.engine.encode.tokens(prompts).values()))
+def tokens(subject: Trainer, numbers: Sequence[int]) -> torch.Tensor:
+    """Of the prompts of these numbers: [N, L]."""
+    (found,) = subject.engine.encode.tokens([subject.prompts[i] for i in numbers]).values()
+    return found
+
+
+def text(batch: HostBatch) -> torch.Tensor:
+    (found,) = batch.tokens.values()
+    return found
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------------------
@@ -41,18 +50,18 @@ def test_processes_train_on_slices_of_what_one_would_train_on(
     """Prompts, noise and timesteps of both updates."""
     config = small_config(tiny_teacher)
     alone = small_trainer(config, tmp_path / "run")
-    assert len(tokens(alone, PROMPTS).unique(dim=0)) == len(PROMPTS)  # the tests' prompts are not all one
+    assert len(tokens(alone, range(PROMPTS)).unique(dim=0)) == PROMPTS  # the tests' prompts are not all one
     whole, halves = alone.draw(8), []
     for rank in (0, 1):
         with one_of(Processes(rank, 2), monkeypatch):
             halves.append(small_trainer(config, tmp_path / "run").draw(8))
     for update in (0, 1):
         one, two = (half[update] for half in halves)
-        assert not torch.equal(one.tokens["text"], two.tokens["text"])
+        assert not torch.equal(text(one), text(two))
         for name in ("z", "eps", "t"):
             both = torch.cat([getattr(one, name), getattr(two, name)])
             assert torch.equal(both, getattr(whole[update], name))
-        assert torch.equal(torch.cat([one.tokens["text"], two.tokens["text"]]), whole[update].tokens["text"])
+        assert torch.equal(torch.cat([text(one), text(two)]), text(whole[update]))
 
 
 def test_a_resumed_run_takes_the_prompts_that_follow(
@@ -65,11 +74,9 @@ def test_a_resumed_run_takes_the_prompts_that_follow(
     subject = small_trainer(small_config(tiny_teacher, images=16), out)
     used: list[torch.Tensor] = []
     send = subject.engine.send
-    subject.engine.send = lambda batch: used.append(batch.tokens["text"]) or send(batch)  # type: ignore[method-assign]
+    subject.engine.send = lambda batch: used.append(text(batch)) or send(batch)  # type: ignore[method-assign]
     subject.run()
-    order = draws.PromptOrder(len(PROMPTS), 0)
-    expected = tokens(subject, [PROMPTS[i] for i in order(16, 16)])
-    assert torch.equal(torch.cat(used), expected)
+    assert torch.equal(torch.cat(used), tokens(subject, draws.PromptOrder(PROMPTS, 0)(16, 16)))
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------------------
@@ -97,6 +104,11 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Encoded]:
     return scored
 
 
+def tracker(processes: Processes = Processes(), **settings: Any) -> Tracker:  # noqa: B008
+    """Of the embedded protocol."""
+    return Tracker(Config(eval_every=512, **settings), torch.device("cpu"), processes)
+
+
 @contextmanager
 def anywhere() -> Any:
     yield
@@ -120,13 +132,14 @@ def test_scores_are_of_the_same_pictures_however_many_processes_draw(
 ) -> None:
     """18 pictures in micro-batches of 4, picture i of seed i and caption i, in this order; each drawn once. With 20 processes two
     have nothing to draw."""
-    config = Config(eval_every=512, eval_images=18, micro_batch=4)
+    settings: dict[str, Any] = {"eval_images": 18, "micro_batch": 4}
     team = Team(world, monkeypatch)
     captions: list[str] = []
 
     def score(processes: Processes) -> dict[str, float]:
-        tracker = Tracker(config, torch.device("cpu"), processes)
-        return tracker(lambda z, texts: captions.extend(texts) or drawing(z, texts), anywhere, SHAPE)
+        return tracker(processes, **settings)(
+            lambda z, texts: captions.extend(texts) or drawing(z, texts), anywhere, SHAPE
+        )
 
     assert team.each(score) == [{"fd": 1.0, "clip": 0.5}, *[{}] * (world - 1)]
     (encoded,) = judged
@@ -135,7 +148,7 @@ def test_scores_are_of_the_same_pictures_however_many_processes_draw(
     assert encoded.features.flatten().tolist() == expected
     assert encoded.embeddings is not None
     assert encoded.embeddings.flatten().tolist() == expected
-    assert sorted(captions) == sorted(Tracker(config, torch.device("cpu"), Processes()).captions[:18])
+    assert sorted(captions) == sorted(tracker(**settings).captions[:18])
 
 
 def test_pictures_are_drawn_inside_the_block_that_swaps_the_average_in(judged: list[Encoded]) -> None:
@@ -151,7 +164,7 @@ def test_pictures_are_drawn_inside_the_block_that_swaps_the_average_in(judged: l
         assert inside
         return drawing(z, captions)
 
-    Tracker(Config(eval_images=16), torch.device("cpu"), Processes())(draw, swapped, SHAPE)
+    tracker(eval_images=16)(draw, swapped, SHAPE)
     assert len(judged) == 1
 
 
@@ -164,7 +177,7 @@ def test_a_process_that_cannot_draw_its_share_leaves_none_waiting(
                 raise MemoryError
             return drawing(z, captions)
 
-        return Tracker(Config(eval_images=16), torch.device("cpu"), processes)(draw, anywhere, SHAPE)
+        return tracker(processes, eval_images=16)(draw, anywhere, SHAPE)
 
     found = Team(3, monkeypatch).each(score)
     assert all(isinstance(error, SidlsgError) for error in found)

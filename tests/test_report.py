@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.terminal import one_line
 
 from sidlsg import report
 from sidlsg.evaluation.report import published

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SD_BETAS, change_json, one_line
 from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.terminal import one_line
+from support.tiny import SD_BETAS, change_json
 
 import sidlsg
 from sidlsg import cli

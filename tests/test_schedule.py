@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import SD_BETAS
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from support.tiny import SD_BETAS
 
 from sidlsg.errors import UsageError
 from sidlsg.method.schedule import NoiseSchedule

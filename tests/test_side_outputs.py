@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from small_runs import Judge, checkpoints, files, quick, small_config, small_trainer
+from support.runs import files
+from support.small_runs import Judge, checkpoints, quick, small_config, small_trainer
 
 from sidlsg.method.update import Stats
 from sidlsg.runs.folder import read_metrics
@@ -150,12 +151,13 @@ def test_a_step_left_in_its_middle_is_never_saved(network: str, lean: bool, tiny
 
 def test_a_run_that_diverged_is_not_saved_by_its_error(idle: Trainer) -> None:
     far = torch.tensor(50.0)
-    idle.window = [(Stats(*[far] * 5, torch.zeros(9)),) * 2]
+    idle.rescue()  # nothing has been learnt yet
+    idle.images_seen, idle.window = 8, [(Stats(*[far] * 5, torch.zeros(9)),) * 2]
     idle.rescue()
     assert checkpoints(idle.folder.path) == []
     idle.window = []
     idle.rescue()
-    assert checkpoints(idle.folder.path) == [0]
+    assert checkpoints(idle.folder.path) == [8]
 
 
 def test_pictures_are_drawn_by_the_average_into_a_folder_that_is_made_again(

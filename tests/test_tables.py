@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.terminal import one_line
 
 from sidlsg.errors import UsageError
 from sidlsg.prompts import PromptFile

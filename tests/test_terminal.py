@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import one_line
 from rich.console import Console
+from support.terminal import one_line
 
 from sidlsg.errors import sentence
 from sidlsg.formats import sparkline

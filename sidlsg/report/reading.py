@@ -13,8 +13,10 @@ import yaml
 from sidlsg.config import FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
+from sidlsg.files import STATE_FILE
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.scores import comparable, unlike
+from sidlsg.runs.state import numbered
 from sidlsg.settings import make_config, preset_names
 
 Line = dict[str, Any]
@@ -118,7 +120,7 @@ def read_run(path: Path) -> Run:
     scores = comparable(every)
     if others := sorted({text for line in every if line not in scores for text in _made_otherwise(line, scores[-1])}):
         problems.append(f"{folder.scores}: scores that cannot be compared are left out ({', '.join(others)})")
-    states = sorted(folder.checkpoints.glob("[0-9]*/state.json"))
+    states = [path for path in (at / STATE_FILE for at in numbered(folder.checkpoints)) if path.is_file()]
     return Run(
         path=path,
         name=path.resolve().name,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from sidlsg.config import FREE_FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.files import STATE_FILE, STUDENT_FILE, read_object, write_text
+from sidlsg.files import STATE_FILE, STUDENT_FILE, write_text
 from sidlsg.paths import check_output, full_path, user_path
+from sidlsg.runs import disk
+from sidlsg.runs.state import numbered, read_state
 from sidlsg.settings import load_settings
 from sidlsg.teachers.hub import missing_part
 from sidlsg.teachers.prompt_lists import is_named_list
@@ -105,18 +106,27 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def states(self) -> list[dict[str, Any]]:
+        """What the checkpoints say about their run (``state.json``), oldest first, without damaged ones."""
+        found = []
+        for path in numbered(self.checkpoints):
+            with suppress(SidlsgError):
+                found.append(read_state(path))
+        return found
+
+    @property
     def configured(self) -> Path | None:
         """The file that says what run this is: ``config.yaml``, or where that is missing or empty (as a crash of the machine may
-        leave it) the newest checkpoint's ``state.json``. None where there is no run."""
+        leave it) a checkpoint's ``state.json``. None where there is no run."""
         if self.config.is_file() and self.config.read_bytes().strip(b"\0\r\n "):
             return self.config
-        states = sorted(self.checkpoints.glob(f"[0-9]*/{STATE_FILE}"))
-        return states[-1] if states else None
+        files = [path / STATE_FILE for path in numbered(self.checkpoints)]
+        return next((path for path in reversed(files) if path.is_file()), None)
 
     def load_config(self) -> Config:
-        """The run's configuration, from the file ``configured``; from a checkpoint without the settings that may change.
+        """The run's configuration, from ``config.yaml`` or the newest good ``state.json``, which lacks those that may change.
 
-        Raises UsageError when there is none or its settings are not valid, SidlsgError when a ``state.json`` is damaged.
+        Raises UsageError when there is none or its settings are not valid, SidlsgError when every ``state.json`` is damaged.
         """
         path = self.configured
         if path is None:
@@ -124,18 +134,20 @@ class RunFolder:
         try:
             if path == self.config:
                 return settled(Config(**load_settings(path)))
-            return settled(Config(**read_object(path, ("settings",), {"settings": dict})["settings"]))
+            good = [state["settings"] for state in self.states if state.get("settings")]
+            # Where none is good, reading the newest raises what is wrong with it.
+            return settled(Config(**(good[-1] if good else read_state(path.parent, ("settings",))["settings"])))
         except TypeError as error:
             raise UsageError(f"{path} is of another version of sidlsg ({error})") from None
         except UsageError as error:
             raise error if str(path) in str(error) else UsageError(f"{path}: {error}") from None
 
     def recorded(self) -> dict[str, Any]:
-        """What the newest checkpoint says about its run (``state.json``); empty when there is none."""
-        for path in sorted(self.checkpoints.glob(f"[0-9]*/{STATE_FILE}"), reverse=True):
-            with suppress(SidlsgError):  # the one before has the same hashes
-                return read_object(path, kinds={"teacher_sha256": dict, "prompts_sha256": str})
-        return {}
+        """What the oldest good checkpoint says about its run; empty when there is none.
+
+        Each says what the run was started with, but a newer one may have come here from another run.
+        """
+        return next(iter(self.states), {})
 
     @property
     def begun(self) -> bool:
@@ -173,38 +185,35 @@ class RunFolder:
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and holds no run; give another --out")
 
-    def claim(self, config: Config) -> None:
-        """Create the folder and write ``config.yaml``, after ``check``; raises SidlsgError when it cannot be written."""
+    def claim(self, config: Config) -> list[str]:
+        """Create the folder and write ``config.yaml``, after ``check``; to be called while it is ``locked``.
+
+        Returns what its file system cannot do and a run can do without, in words. Raises SidlsgError when it cannot be written.
+        """
         self.check(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            lacking = disk.probe(self.path)
             text = yaml.safe_dump(settled(config).as_dict(), sort_keys=False, default_flow_style=None)
             write_text(self.config, text)
             for folder in (self.checkpoints, self.samples):
                 folder.mkdir(exist_ok=True)
         except OSError as error:
             raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
+        return lacking
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from writing to the run inside the block; a process that dies leaves no lock behind.
+        """Keep other processes from writing to the run inside the block; makes the folder.
 
-        Raises UsageError when another process has it.
+        Raises UsageError when another process has it, SidlsgError when the folder cannot be written.
         """
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise UsageError(
-                f"another process is training in {self.path}; wait for it, or give another --out (for several GPUs: torchrun)"
-            ) from None
-        except OSError:  # a file system without locks
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SidlsgError(f"cannot write to {self.path}: {error.strerror}; give another --out") from error
+        with disk.locked(self.path / ".lock"):
             yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
 
     def cut_metrics(self, images_seen: int) -> None:
         """Drop metrics and scores beyond ``images_seen``, from which a run resumes, and damaged lines."""

@@ -11,6 +11,8 @@ Line = dict[str, Any]
 # A distance depends on all three, and a run that is taken up again may change them. Lines of older versions lack the last one.
 ALIKE = ("protocol", "pictures", "reference")
 
+DISTANCES = ("fid", "fid-t", "fd")  # keys of the Fréchet distances of all protocols
+
 
 def comparable(lines: Sequence[Line], line: Line | None = None) -> list[Line]:
     """Those of the lines whose scores were made as those of ``line`` were (None: of the last one)."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sidlsg.errors import SidlsgError
-from sidlsg.files import STUDENT_FILE, flush, replacing
+from sidlsg.files import STUDENT_FILE, flush, make_readable, replace_folder, replacing
 from sidlsg.teachers.family import Family, Model
 from sidlsg.teachers.identity import canonical_weights
 from sidlsg.teachers.loading import quiet_libraries
@@ -47,7 +45,7 @@ def save_folder(
     quiet_libraries()
     halves = {name: half_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
     unique = f"{folder.name}.{uuid4().hex[:8]}"  # what a reader keeps open on NFS cannot be removed, and must not be in the way
-    temporary, old = folder.with_name(f"{unique}.tmp"), folder.with_name(f"{unique}.old.tmp")
+    temporary = folder.with_name(f"{unique}.tmp")
     try:
         family.stock_pipeline(halves, index or {}, scheduler).save_pretrained(temporary)
         for name, kind in family.parts.items():
@@ -64,18 +62,12 @@ def save_folder(
             (temporary / STUDENT_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         for path in temporary.rglob("*"):
             if path.is_file():
-                with suppress(OSError):  # file systems without permissions
-                    path.chmod(0o644)
+                make_readable(path)
                 flush(path)
         flush(temporary)
         read_back(temporary, halves, folder)
-        if folder.is_symlink():
-            folder.unlink()  # never written through: what it leads to is somebody else's
-        elif folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        for left in folder.parent.glob(f"{glob.escape(folder.name)}.*tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        replace_folder(temporary, folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -196,16 +196,12 @@ class Engine:
         return {"fake": self.psi.optimizer.steps, "generator": self.theta.optimizer.steps}
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, dict[str, Tensor]], adam_steps: dict[str, int]) -> str | None:
-        """Take over what ``state`` and ``adam_steps`` gave; returns the name of a group that does not fit (then nothing is
-        taken over after it), else None."""
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], adam_steps: dict[str, int]) -> None:
+        """Take over what ``state`` and ``adam_steps`` gave; the tensors have the names and shapes that ``state`` has."""
         for name, group in self.state().items():
-            if tensors.get(name, {}).keys() != group.keys():
-                return name
             for key, tensor in group.items():
                 tensor.copy_(tensors[name][key])
         self.psi.optimizer.steps, self.theta.optimizer.steps = adam_steps["fake"], adam_steps["generator"]
-        return None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

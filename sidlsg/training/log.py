@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from sidlsg.errors import SidlsgError, reason
@@ -16,8 +16,8 @@ from sidlsg.version import __version__
 
 
 def now() -> str:
-    """The time, in UTC to the second: "2026-03-01T12:00:00Z"."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """The local time with its offset, to the second, in ISO 8601."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 class RunLog:

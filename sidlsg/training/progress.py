@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sidlsg.formats import duration, sparkline
 from sidlsg.runs.folder import RunFolder, read_metrics
-from sidlsg.runs.scores import comparable, score
+from sidlsg.runs.scores import DISTANCES, comparable, score
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock
 
@@ -105,7 +105,8 @@ class RunProgress:
         if self._bar:
             self._bar.text = Text(text)
         else:
-            say(self.console, text)
+            with suppress(OSError):  # what reads the output is gone
+                say(self.console, text)
 
     @contextmanager
     def scoring(self, images_seen: int, pictures: int) -> Iterator[Callable[[int], None]]:
@@ -169,7 +170,7 @@ def score_course(folder: RunFolder) -> str | None:
     if not folder.scores.is_file():
         return None
     lines = comparable(read_metrics(folder.scores))
-    key = next((key for key in ("fid", "fid-t", "fd") if lines and key in lines[-1]), None)
+    key = next((key for key in DISTANCES if lines and key in lines[-1]), None)
     if key is None:
         return None
     values = [value for line in lines if (value := score(line, key)) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -20,9 +20,6 @@ from sidlsg.evaluation.comparable import Made, said_of
 from sidlsg.evaluation.progress import Bars
 from sidlsg.evaluation.protocol import RUN, Protocol, get_protocol
 from sidlsg.evaluation.reference import BENCH, Reference, load_reference
-from sidlsg.evaluation.scorer import Encoded, Scorer, bench_reference
-from sidlsg.evaluation.scoring import encode_folder
-from sidlsg.evaluation.teacher_images import chosen_prompts, draw_teacher
 from sidlsg.evaluation.weights import file_sha256, find_weights
 from sidlsg.files import replacing
 from sidlsg.plotting import figure
@@ -30,6 +27,9 @@ from sidlsg.prompts import PromptFile
 from sidlsg.runs.scores import Line, comparable, score
 from sidlsg.sampling.draw import seed_noise
 from sidlsg.sampling.pictures import to_pil
+
+if TYPE_CHECKING:
+    from sidlsg.evaluation.scorer import Scorer
 
 CHUNK = 512  # pictures in memory at once
 
@@ -64,6 +64,9 @@ class Tracker:
         prompts: PromptFile | None = None,
         console: Console | None = None,
     ) -> None:
+        # open_clip and torch-fidelity take seconds to import: only a run that scores waits for them.
+        from sidlsg.evaluation.scorer import Scorer
+
         self.protocol: Protocol = get_protocol(config.eval_protocol)
         self.processes, self.batch, self.device = processes, config.micro_batch, device
         self.pictures = config.eval_images
@@ -75,7 +78,7 @@ class Tracker:
             )
         self.scorer = Scorer(self.protocol, device)
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
-        self.compared = self.protocol.prompts  # what beside number and protocol decides a distance
+        self.compared = reference_name(config, self.protocol)
         self.captions, self.reference = self.inputs(config, prompts, Bars(console or Console(quiet=True)))
         if self.pictures > len(self.captions):
             raise UsageError(
@@ -85,6 +88,10 @@ class Tracker:
 
     def inputs(self, config: Config, prompts: PromptFile | None, bars: Bars) -> tuple[list[str], Reference | None]:
         """The captions, and what the images of the student are compared with (which only the main process needs)."""
+        from sidlsg.evaluation.scorer import bench_reference
+        from sidlsg.evaluation.scoring import encode_folder
+        from sidlsg.evaluation.teacher_images import chosen_prompts, draw_teacher
+
         if self.protocol.prompts == RUN:
             assert prompts is not None
             with bars:
@@ -104,9 +111,7 @@ class Tracker:
                 return list(PromptFile(BENCH / "captions.txt")), bench_reference(scorer)
         path = find_weights(self.protocol.prompts)
         assert path is not None and config.eval_reference is not None
-        file = Path(config.eval_reference)
-        self.compared = file_sha256(file)[:16]
-        reference = load_reference(file, self.protocol, self.scorer.feature_weights)
+        reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
         return list(PromptFile(path)), reference
 
     def deviations(self) -> list[str]:
@@ -150,6 +155,8 @@ class Tracker:
         Returns the scores on the main process, an empty dict on the others. Raises SidlsgError, on every process, when one of
         them could not draw or encode its share.
         """
+        from sidlsg.evaluation.scorer import Encoded
+
         error, part = None, None
         try:
             part = self._share(draw, drawing, shape, tick)
@@ -199,6 +206,14 @@ class Tracker:
             yield self.scorer
         finally:
             self.scorer.to(torch.device("cpu"))
+
+
+def reference_name(config: Config, protocol: Protocol) -> str:
+    """By what lines of scores know that they are against the same images: how the SHA-256 of the file of statistics begins, or,
+    where a protocol brings its own reference, the name of its prompts."""
+    if config.eval_reference is None or protocol.prompts == "emoji-bench":
+        return protocol.prompts
+    return file_sha256(Path(config.eval_reference))[:16]
 
 
 def draw_curves(scores: Sequence[Line], path: Path, distance: str) -> None:

@@ -19,6 +19,7 @@ from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.devices import PeakMemory, machine, pick_device
 from sidlsg.errors import SidlsgError, Stopped, UsageError, reason
+from sidlsg.files import still_missing
 from sidlsg.formats import duration
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
@@ -66,6 +67,9 @@ class Trainer:
         self.console = console if self.processes.main else Console(quiet=True)
         config.rounds(self.processes.world)
         folder.check(config)
+        if self.processes.main and folder.path.is_dir():
+            with folder.locked():  # a second run is refused before anything is loaded
+                pass
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
         self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
@@ -88,18 +92,24 @@ class Trainer:
         main = self.processes.main
         self.log = RunLog(folder.log if main else None)
         self.outputs = Outputs(self.engine, folder, prompts.sha256, grid_prompts, main, self.say)
-        if main:
-            folder.claim(config)
+
+    def claim(self) -> None:
+        """Make the run folder this run's, and see that every process has it; called while it is locked."""
+        lacking = self.folder.claim(self.config) if self.processes.main else []
+        if lacking:
+            where, what = self.folder.path, ", no ".join(lacking)
+            costs = "the run goes on without (docs/reliability.md says what that costs)"
+            self.say(f"the file system of {where} has no {what}; {costs}", "note: ")
         distributed.barrier()
-        if not all(distributed.gather(folder.config.is_file())):
+        if any(distributed.gather(still_missing([self.folder.config]))):
             raise SidlsgError(
-                f"not every process sees the run folder {folder.path}; it must be on a disk that all of them share"
+                f"not every process sees the run folder {self.folder.path}; it must be on a disk that all of them share"
             )
 
     def check_inputs(self, teacher: Model) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
-        if state.get("prompts_sha256", self.prompts.sha256) != self.prompts.sha256:
+        if self.foreign({"prompts_sha256": state.get("prompts_sha256")}):
             raise UsageError(
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
@@ -119,6 +129,14 @@ class Trainer:
                         f"{new[name]} has the content of {old[name]}, which this run was started with",
                         "note: ",
                     )
+
+    def foreign(self, state: dict[str, Any]) -> str | None:
+        """What shows that a checkpoint with this state is of another run; None where nothing does."""
+        if state.get("prompts_sha256") not in (None, self.prompts.sha256):
+            return "it was trained on other prompts"
+        mine, settings = defining(self.config), state.get("settings") or {}
+        other = [name for name in settings if name in mine and name not in MOVABLE and settings[name] != mine[name]]
+        return f"it has another {' and '.join(other)}" if other else None
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -165,7 +183,8 @@ class Trainer:
     def rescue(self) -> None:
         """Save where the run stands when an error ends it, if that is a place to go on from. No other process is waited for: it
         may be gone."""
-        if not self.processes.main or self.place in (self.saved, self.tried) or not self.engine.whole:
+        nothing_new = self.place in (self.saved, self.tried, (0, False))
+        if nothing_new or not self.processes.main or not self.engine.whole:
             return
         try:
             if self.window:
@@ -180,17 +199,13 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
-        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"))
+        loaded = self.checkpoints.load_latest(("prompts_sha256", "adam_steps"), self.engine.state(), self.foreign)
         if loaded is None:
             return False
         tensors, state, warnings = loaded
         for warning in warnings:
             self.say(f"{warning}; going on from the one before", "warning: ")
-        different = self.engine.load_state(tensors, state["adam_steps"])
-        if different:
-            raise SidlsgError(
-                f"the checkpoints in {self.checkpoints.folder} are of another model ({different} differs)"
-            )
+        self.engine.load_state(tensors, state["adam_steps"])
         self.images_seen = state["images_seen"]
         self.engine.ahead = stats_from_numbers(state["ahead"], self.device) if state.get("ahead") else None
         self.saved = self.place
@@ -223,40 +238,47 @@ class Trainer:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
         when another process trains in this folder."""
         config, main = self.config, self.processes.main
-        with (
-            self.folder.locked() if main else nullcontext(),
-            self.log.session(self.machine, self.processes.world),
-            RunProgress(self.console, config.images, 0, self.folder, score_places(config)) as progress,
-        ):
-            resumed = self.begin(progress)
-            begun = self.images_seen
-            mirrored = config if main else replace(config, tracker="none")
-            self.outputs.mirror = Mirror(mirrored, self.folder, begun, lambda text: self.say(text, "warning: "))
-            try:
-                with closing(self.outputs.mirror):
-                    self.show_place(progress, resumed)
-                    self.train(progress)
-                    if main:
-                        write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
-            finally:
-                self.outputs.report()
-            scored = f", and {duration(sum(progress.scored))} of scoring" if progress.scored else ""
-            self.say(f"{self.images_seen - begun:,} images in {duration(progress.training)} of training{scored}")
+        with self.folder.locked() if main else nullcontext():
+            self.claim()
+            with (
+                self.log.session(self.machine, self.processes.world),
+                RunProgress(self.console, config.images, 0, self.folder, score_places(config)) as progress,
+            ):
+                self.distil(progress)
+
+    def distil(self, progress: RunProgress) -> None:
+        """From the pre-flight, or the checkpoint, to the student, in a folder that is this run's."""
+        resumed = self.begin(progress)
+        begun = self.images_seen
+        mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
+        self.outputs.mirror = Mirror(mirrored, self.folder, begun, lambda text: self.say(text, "warning: "))
+        try:
+            with closing(self.outputs.mirror):
+                self.show_place(progress, resumed)
+                self.train(progress)
+                if self.processes.main:
+                    write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
+        finally:
+            self.outputs.report()
+        scored = f", and {duration(sum(progress.scored))} of scoring" if progress.scored else ""
+        self.say(f"{self.images_seen - begun:,} images in {duration(progress.training)} of training{scored}")
 
     def begin(self, progress: RunProgress) -> bool:
         """Resume, where there is a checkpoint; check the networks first, where this has not been done on this machine. Returns
         whether the run was resumed."""
-        known = self.folder.recorded()
-        if known.get("machine") != self.machine:
-            again = " again, since PyTorch, driver or GPU may be others than before" if known else ""
+        checked = [state.get("machine") for state in self.folder.states][-1:]
+        if checked != [self.machine]:
+            again = " again, since PyTorch, driver or GPU may be others than before" if checked else ""
             progress.status(f"pre-flight: checking networks and attention{again}")
-            found = preflight(
-                self.engine, self.prompts[0]
-            )  # before a checkpoint is loaded: psi and theta are copies of phi
+            found = preflight(self.engine, self.prompts[0])  # while psi and theta are copies of phi
             self.say(f"{found}; peak memory {self.memory.read()[0]:.2f} GiB")
         resumed = self.resume()
         self.agree()
         if resumed:
+            if self.processes.main:
+                for path in self.checkpoints.set_aside():
+                    self.say(f"the damaged checkpoint is {path} now, and can be deleted", "note: ")
+                self.checkpoints.prune()
             self.say(f"resuming at {self.images_seen:,} images; attention {self.engine.attention}")
         elif self.processes.main:
             if self.folder.begun:

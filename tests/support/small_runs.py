@@ -16,37 +16,22 @@ from rich.console import Console
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.distributed import Processes
-from sidlsg.prompts import PromptFile
-from sidlsg.runs.folder import RunFolder
 from sidlsg.training.trainer import Trainer
+from support.runs import config_for, trainer, write_prompts
 
-# The tiny teacher's tokenizer keeps four bytes of a prompt: prompts differ only where their first letters do.
-PROMPTS = [f"{chr(97 + i)}{i} prompt" for i in range(23)]
+PROMPTS = 23
 
 
 def small_config(teacher: Path, **changes: Any) -> Config:
-    """Batches of 8 images in micro-batches of 4; a line of metrics each."""
-    settings: dict[str, Any] = {
-        "teacher": str(teacher),
-        "images": 24,
-        "batch": 8,
-        "micro_batch": 4,
-        "lr": 1e-3,
-        "ema_half_life": 100,
-        "log_every": 8,
-        "checkpoint_every": 8_000_000,
-        "grid_images": 4,
-        "device": "cpu",
-    }
-    return Config(**{**settings, **changes})
+    """Three iterations; saved at the end only."""
+    return config_for(teacher, **{"images": 24, "checkpoint_every": 8_000_000, **changes})
 
 
 def small_trainer(config: Config, out: Path, console: Console | None = None) -> Trainer:
-    """A trainer of the 23 ``PROMPTS``, which are written beside its folder."""
-    file = out.with_name("prompts.txt")
-    file.write_text("".join(f"{prompt}\n" for prompt in PROMPTS), encoding="utf-8")
-    lines = PromptFile(file)
-    return Trainer(config, RunFolder(out), lines, lines[:4], console or Console(quiet=True))
+    """A trainer with prompts that are written beside its folder."""
+    subject = trainer(config, out, write_prompts(out.with_name("prompts.txt"), PROMPTS))
+    subject.console = console or subject.console
+    return subject
 
 
 class Judge:
@@ -73,10 +58,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sidlsg.report.write", lambda folder: None)
     monkeypatch.setattr("sidlsg.training.outputs.draw_curves", lambda *_: None)
     monkeypatch.setattr("sidlsg.devices.PeakMemory.reset", lambda self: None)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def checkpoints(out: Path) -> list[int]:
