@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from support import surface
 
 from sidlsg.cli import app
 from sidlsg.config import FIELDS
@@ -21,6 +22,11 @@ def test_the_pages_of_the_commands_are_what_the_commands_say() -> None:
     spec.loader.exec_module(generate)
     written = {path.name: path.read_text(encoding="utf-8") for path in PAGES.glob("*.md")}
     assert written == generate.pages(), "run: python docs/cli/generate.py"
+
+
+def test_no_command_and_no_option_appears_or_disappears_unnoticed() -> None:
+    recorded = surface.RECORD.read_text(encoding="utf-8").splitlines()
+    assert surface.lines() == recorded, "scripts depend on these: cd tests && python -m support.surface records them"
 
 
 @pytest.mark.parametrize(

@@ -259,27 +259,6 @@ def _average_in_use(config: Config, size: Footprint) -> float:
 # -- other memory ----------------------------------------------------------------------------------------------------------
 
 
-def official(config: Config, size: Footprint) -> Phase:
-    """Memory of the authors' implementation, which holds twelve copies of the network in one precision.
-
-    They are phi, psi, theta and the average; the gradients of psi and theta, kept at the same time; the buckets of
-    DistributedDataParallel for both, separate from the gradients; Adam's two moments for both.
-    """
-    bits = _bits(config)
-    copy = size.copy(bits)
-    lines = {
-        "weights": 3 * copy,
-        "gradients": 2 * copy,
-        "buckets": 2 * copy,
-        "optimizer": 4 * copy,
-        "average": copy if config.ema else 0.0,
-        "text encoder": size.text_encoder * bits / 8 / GIB,
-        "vae": size.vae * bits / 8 / GIB,
-    }
-    updates = fake_score_phase(config, size), generator_phase(config, size)
-    return Phase("training", lines | {"activations": max(update.lines["activations"] for update in updates)})
-
-
 def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:
     """GiB of a process's own memory at its fullest, line by line: what waits there for the GPU, and what saving copies."""
     full, average = size.copy(_bits(config)), size.copy(32)
