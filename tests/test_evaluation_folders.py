@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import folder_of, one_line, results
 from PIL import Image, PngImagePlugin
+from support.scoring import folder_of, results
+from support.terminal import one_line
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import scorer as scorers

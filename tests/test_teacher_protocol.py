@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_line, results
 from PIL import Image
 from rich.console import Console
+from support.scoring import results
+from support.terminal import one_line
 
 from sidlsg import distributed
 from sidlsg.config import Config
