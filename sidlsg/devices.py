@@ -57,6 +57,13 @@ def pick_precision(name: str | None, device: torch.device) -> str:
     return name or ("fp16" if device.type == "cuda" else "fp32")
 
 
+def release(device: torch.device) -> None:
+    """Free what nothing refers to any more; PyTorch gives back to the GPU what it holds and does not use."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """What decides which kernels compute, and so what a check of them holds for: PyTorch, the GPU and its driver ("" where
     unknown)."""
@@ -85,10 +92,9 @@ class PeakMemory:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew. PyTorch gives back to the GPU what it holds and does not use."""
-        gc.collect()
+        """Begin anew, after ``release``."""
+        release(self.device)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError):  # not on Linux: cannot be reset

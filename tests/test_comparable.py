@@ -223,7 +223,9 @@ def test_the_styles_that_are_there_are_scored(run, hps_options: list, tmp_path: 
     (tmp_path / "pictures" / "photo").rename(tmp_path / "photo")
     code, shown, _ = run(*hps_options)
     assert code == 0
-    found = results(Path("out"))
+    (fewer,) = Path("out").glob("results-*-pictures.json")  # those of all styles are kept
+    assert results(Path("out"))["scores"] == whole
+    found = json.loads(fewer.read_text(encoding="utf-8"))
     assert set(found["not_given"]) == {"hps_photo", "hps_average"}
     whole.pop("hps_photo_std")
     assert found["scores"] == whole | {"hps_photo": None, "hps_average": None}

@@ -38,7 +38,7 @@ def test_no_command_and_no_option_appears_or_disappears_unnoticed() -> None:
         ("sample --model emoji", ["emoji", "emoji-student"]),
         ("distill --strategy ", list(STRATEGIES)),
         ("distill --set ema_", [f"{name}=" for name in FIELDS if name.startswith("ema_")]),
-        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded"]),
+        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded", "teacher"]),
         ("sample --sampler d", ["ddim", "ddpm", "dpm++"]),
         ("bench --arch sd", ["sd15", "sd21-base", "sdxl"]),
         ("presets show h200", [name for name in preset_names() if name.startswith("h200")]),

@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 
 from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
-from sidlsg.evaluation.pictures import SUFFIXES, Folder
-from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.pictures import Folder, bare_name
+from sidlsg.evaluation.protocol import RUN, Protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.teacher_images import chosen_prompts, run_config, run_prompts
 from sidlsg.evaluation.weights import find_weights, weight_files
 from sidlsg.prompts import PromptFile
 
@@ -46,6 +47,12 @@ def captions_of(request: Request, protocol: Protocol, download: bool) -> Caption
     protocol's caption list has the wrong length or SHA-256; SidlsgError when the download fails.
     """
     own = BENCH / "captions.txt"
+    if protocol.prompts == RUN:
+        listed = run_prompts(run_config(request.drawn), download)
+        if listed is None:
+            return Captions(None, "the run's own list, to be downloaded", "")
+        count = request.limit or protocol.images
+        return Captions(chosen_prompts(listed, count), f"{count:,} of {_where(listed)}", listed.sha256)
     if request.images is not None:  # finished pictures: any caption file will do
         if request.prompts is None and protocol.prompts == "coco30k":
             return Captions(None, "none given", "")
@@ -146,5 +153,5 @@ def _ends(text: str) -> list[str]:
 
 def _spellings(path: str) -> list[str]:
     """A path with the suffix of its picture, and without."""
-    bare = PurePosixPath(path)
-    return [path, str(bare.with_suffix(""))] if bare.suffix.lower() in SUFFIXES else [path]
+    file = PurePosixPath(path)
+    return list(dict.fromkeys([path, str(file.with_name(bare_name(file.name)))])) if file.name else [path]

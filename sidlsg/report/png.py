@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidlsg.files import replacing
 from sidlsg.plotting import figure
 from sidlsg.report.numbers import tick
 from sidlsg.report.plot import Plot, across, down
@@ -24,9 +25,8 @@ def save(plot: Plot, path: Path) -> None:
     """Write the plot, under a temporary name first."""
     with figure(6, 4.2) as made:
         _draw(plot, made)
-        temporary = path.with_suffix(".part.png")
-        made.savefig(temporary, dpi=150)
-    temporary.replace(path)
+        with replacing(path) as temporary:
+            made.savefig(temporary, dpi=150, format="png")
 
 
 def _draw(plot: Plot, made: Figure) -> None:

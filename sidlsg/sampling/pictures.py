@@ -13,6 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sidlsg.files import replacing
+
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Images [B, 3, H, W] in [0, 1] -> PIL pictures, rounded to the nearest of 256 levels (as diffusers does)."""
@@ -36,12 +38,8 @@ def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts:
     info = PngInfo()
     for key, value in facts.items():
         info.add_itxt(key, str(value))
-    temporary = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=compress_level)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_grid(

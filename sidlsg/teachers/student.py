@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sidlsg.errors import SidlsgError
-from sidlsg.files import STUDENT_FILE, flush, make_readable, replace_folder
+from sidlsg.files import STUDENT_FILE, flush, make_readable, replace_folder, replacing
 from sidlsg.teachers.family import Family, Model
 from sidlsg.teachers.identity import canonical_weights
 from sidlsg.teachers.loading import quiet_libraries
@@ -152,10 +152,9 @@ def name_text_weights(path: Path) -> None:
     """
     weights = load_file(path)
     named = {name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in weights.items()}
-    renamed = path.with_name(path.name + ".part")  # the tensors are mapped from ``path``: written to, they would change
-    save_file(named, renamed, metadata={"format": "pt"})
-    del weights, named  # Windows replaces no mapped file
-    renamed.replace(path)
+    with replacing(path) as renamed:  # the tensors are mapped from ``path``: written to, they would change
+        save_file(named, renamed, metadata={"format": "pt"})
+        del weights, named  # Windows replaces no mapped file
 
 
 def save_student(folder: Path, teacher: Model, network: nn.Module, t_init: int, note: dict[str, Any]) -> None:

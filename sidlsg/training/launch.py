@@ -15,7 +15,8 @@ from rich.text import Text
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.evaluation.protocol import get_protocol
+from sidlsg.evaluation.protocol import RUN, get_protocol
+from sidlsg.evaluation.weights import file_sha256
 from sidlsg.formats import duration
 from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
@@ -109,7 +110,8 @@ def prepare(
         folder.check(config)
     get_protocol(config.eval_protocol)
     launched = distributed.launched()
-    notes = (place.note, about_teacher(place, config), about_scores(place, config))
+    check_scores(place, config)
+    notes = (place.note, about_teacher(place, config), about_scores(config))
     path, to_download = prompt_path(config.prompts, download=not dry_run)
     gpu = plan_gpu(config, dry_run)
     found = recognise(place, config.attention if gpu is not None else None)
@@ -160,14 +162,37 @@ def about_teacher(place: Location, config: Config) -> str | None:
     return about.family.unusual_schedule(schedule, config.t_init)
 
 
-def about_scores(place: Location, config: Config) -> str | None:
-    """What to tell the user of scores that say nothing about this teacher; None when there are no such ones."""
-    embedded, home = get_protocol(config.eval_protocol).prompts == "emoji-bench", registry()[DEFAULT_TEACHER].folder
-    if config.eval_every is None or not embedded or place.folder == home:
+def check_scores(place: Location, config: Config) -> None:
+    """Raise UsageError for scores that say nothing about this teacher: those of the embedded benchmark, of any but ``emoji``."""
+    embedded = get_protocol(config.eval_protocol).prompts == "emoji-bench"
+    if config.eval_every is None or not embedded or is_emoji(place):
+        return
+    raise UsageError(
+        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji, which says nothing "
+        f"about {place.name}. Compare with images that the teacher itself draws: --set eval_protocol=teacher (needs no real "
+        "pictures); or with real ones: --set eval_protocol=gigagan --set eval_reference=FILE of `sidlsg eval stats`; or leave "
+        "--eval-every out (--set eval_every=null, where the preset has it)"
+    )
+
+
+def is_emoji(place: Location) -> bool:
+    """Whether a teacher is the embedded one, or a copy of it with the same network."""
+    home, folder = registry()[DEFAULT_TEACHER].folder, at_hand(place)
+    if home is None or folder is None or folder == home:
+        return folder == home
+    network = "unet/diffusion_pytorch_model.safetensors"
+    mine, theirs = folder / network, home / network
+    same = mine.is_file() and mine.stat().st_size == theirs.stat().st_size
+    return same and file_sha256(mine) == file_sha256(theirs)
+
+
+def about_scores(config: Config) -> str | None:
+    """What scoring does before the run begins; None when that is nothing."""
+    if config.eval_every is None or get_protocol(config.eval_protocol).prompts != RUN:
         return None
     return (
-        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji: that says little "
-        f"about {place.name}. Give eval_protocol: gigagan and an eval_reference (`sidlsg eval stats`), or leave eval_every out"
+        f"before the run the teacher draws {config.eval_images:,} images of its prompts, with which the student's are compared; "
+        "they are kept in the cache, for every run of this teacher and these prompts"
     )
 
 

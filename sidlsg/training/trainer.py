@@ -77,7 +77,8 @@ class Trainer:
         self.tried: tuple[int, bool] | None = None  # ... of the last one that was begun
         self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
-        self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
+        scored = config.eval_every is not None
+        self.tracker = Tracker(config, self.device, self.processes, prompts, self.console) if scored else None
         check_tracker(config.tracker)
         if config.compile:
             check_compiler(self.device)

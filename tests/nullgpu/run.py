@@ -153,8 +153,9 @@ def make_tracker(config: Config, device: torch.device) -> Tracker:
         patch.multiple(
             tracking,
             find_weights=lambda name: name,
+            file_sha256=lambda path: "0" * 64,
             PromptFile=lambda path: [f"a cat {i}" for i in range(scorer.BATCH)],
-            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0)),
+            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0), names=""),
         ),
     ):
         return Tracker(config, device, Processes())
