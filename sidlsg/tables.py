@@ -240,9 +240,8 @@ class Delimited:
         self.separator = re.compile(re.escape(self.delimiter) + blank)
         self.broken: int | None = None
         lines.data.seek(lines.end)
-        csv.field_size_limit(
-            max(LONGEST_FIELD, csv.field_size_limit())
-        )  # of the process; 131,072 unless somebody raised it
+        # The limit is the process's: 131,072 unless somebody raised it.
+        csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
         self.reader = self._records(lines)
         self.columns = next(([name.strip() for name in row] for row in iter(self._record, None) if row), [])
         self.column = choose(self.columns, column, lines.where)

@@ -52,7 +52,7 @@ def as_json_lines(rows: list[tuple[str, str]], **options) -> str:
 
 
 @given(ROWS, st.sampled_from(["csv", "tsv", "semicolon.csv", "txt", "jsonl", "escaped.jsonl"]), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_what_python_writes_is_read_back_row_by_row(tmp_path_factory, rows: list, kind: str, mark: bool) -> None:
     """But for line breaks in TSV, and for delimiters beside line breaks in CSV, where rows may have been joined."""
     if kind == "tsv":
@@ -82,7 +82,7 @@ def test_what_python_writes_is_read_back_row_by_row(tmp_path_factory, rows: list
 
 
 @given(st.lists(TEXT, min_size=1, max_size=10).filter(lambda texts: any(text.strip() for text in texts)))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_a_table_of_one_column_is_read_back(tmp_path_factory, texts: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "one.csv"
     path.write_text(as_csv([("text",), *((text,) for text in texts)]), encoding="utf-8", newline="")
