@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,11 +33,17 @@ def make_grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: 
     return grid
 
 
-def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts: str | int) -> None:
-    """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
+def png_facts(facts: Mapping[str, str | int]) -> PngInfo:
+    """Text entries of a PNG file."""
     info = PngInfo()
     for key, value in facts.items():
         info.add_itxt(key, str(value))
+    return info
+
+
+def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts: str | int) -> None:
+    """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
+    info = png_facts(facts)
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=compress_level)
 

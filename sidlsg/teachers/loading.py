@@ -144,7 +144,10 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
             return loaded
         module, info = loaded
         _complete(folder, info, name)
-        return module.to(device).eval().requires_grad_(False)
+        module = module.to(device).eval().requires_grad_(False)
+        if device.type == "cpu":
+            _detach_from_files(module)
+        return module
     except (torch.cuda.OutOfMemoryError, SidlsgError):
         raise
     except ImportError as error:
@@ -157,6 +160,12 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
         raise SidlsgError(
             f"{folder} cannot be loaded: {sentence(error)} If the file is corrupt or cut short, fetch or copy it again."
         ) from error
+
+
+def _detach_from_files(module: nn.Module) -> None:
+    """Copy each weight: on the CPU safetensors gives maps of files, which other programs may write to while a run goes on."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 # Precisions that model repositories keep beside the plain files, in the order of preference when there are no plain ones.
