@@ -35,7 +35,8 @@ def list_presets(
     if card is not None and not gpu:
         count = gpu_count()
     if as_json:
-        terminal.print_json([offer.as_dict(fit(offer, card, count) if card else None) for offer in offers()])
+        by_name = sorted(offers(), key=lambda offer: offer.name)
+        terminal.print_json([offer.as_dict(fit(offer, card, count) if card else None) for offer in by_name])
         return
     console = terminal.console()
     console.print(*map(Text, table(card, count)), "", sep="\n", highlight=False, soft_wrap=True)

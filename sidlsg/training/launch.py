@@ -259,8 +259,8 @@ def chosen_preset(teacher: str, gpu: str | None) -> str:
     card = get_gpu(gpu) if gpu else gpu_here()
     if card is None:
         raise UsageError(
-            f"--teacher {teacher} needs a --preset or a --gpu, for PyTorch sees no GPU here (sidlsg doctor says why): for instance "
-            "--gpu 4090 --dry-run. What there is: sidlsg presets list"
+            f"--teacher {teacher} needs a --preset or a --gpu, for PyTorch sees no GPU here (sidlsg doctor says why): for "
+            "instance --gpu 4090 --dry-run. What there is: sidlsg presets list"
         )
     found = recognise(place)
     return preset_for(card.memory, found.footprint.name if found else "sd15")
