@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import one_line
+from support.terminal import one_line
 
 from sidlsg.errors import UsageError
 from sidlsg.planning.gpus import device_gpu, get_gpu, gpus, known_gpu
