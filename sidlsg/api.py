@@ -29,7 +29,8 @@ def distill(
     """Distil a teacher into a one-step generator, or resume that run; returns its folder, with the student in ``.student``.
 
     Args:
-        preset: a preset's name or a YAML file; None is ``cpu`` for the embedded teacher, else the one for this machine's GPU.
+        preset: a preset's name or a YAML file; None is ``cpu`` for the embedded teacher, else the one for the GPU that ``gpu``
+            names, or for this machine's.
         out: run folder; None is one below ``runs/``, the same for the same settings.
         force: run even if the plan says that memory will not suffice.
         console: where plan and progress are printed.

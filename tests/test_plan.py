@@ -87,7 +87,7 @@ def test_the_presets_comments_are_the_plans_numbers(name: str) -> None:
     seconds = 1e3 / images_per_second(config, size.gflop, gpu, config.processes)
     first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
     assert first.endswith(
-        f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB a GPU, {seconds:.0f} s per 1k images"
+        f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB per GPU, {seconds:.0f} s per 1k images"
     )
 
 

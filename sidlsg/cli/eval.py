@@ -127,7 +127,7 @@ def evaluate(
         if as_json:
             terminal.print_json(dict(lines(request)))
         else:
-            terminal.console().print(plan(request), highlight=False)
+            terminal.console().print(plan(request), highlight=False, soft_wrap=True)
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run

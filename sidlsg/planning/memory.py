@@ -279,10 +279,25 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
     0 when not even one image does."""
     share, config = config.batch // processes, replace(config, processes=processes)
     for micro in sorted((m for m in range(1, share + 1) if share % m == 0), reverse=True):
-        fake = min(micro, config.fake_micro_batch or micro)
-        if predict(replace(config, micro_batch=micro, fake_micro_batch=fake), size).total + OVERHEAD <= budget:
+        if predict(with_micro_batch(config, micro), size).total + OVERHEAD <= budget:
             return micro
     return 0
+
+
+def with_micro_batch(config: Config, micro: int) -> Config:
+    """The configuration with another micro-batch, which caps that of the fake score's update."""
+    return replace(config, micro_batch=micro, fake_micro_batch=min(micro, config.fake_micro_batch or micro))
+
+
+def checkpoint(config: Config, size: Footprint) -> float:
+    """GiB of a checkpoint on the disk: psi and theta, both optimisers' state, the average."""
+    moments = 1 if config.lean_adam else 2
+    return (2 + 2 * moments) * size.copy(_bits(config)) + (size.copy(32) if config.ema else 0.0)
+
+
+def student(size: Footprint) -> float:
+    """GiB of a student's folder: every network in half precision."""
+    return (size.network + size.text_encoder + size.vae) * 2 / GIB
 
 
 # In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.

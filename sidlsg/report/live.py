@@ -17,7 +17,6 @@ from sidlsg.report.page import build
 from sidlsg.report.reading import read_run
 
 HOST = "127.0.0.1"
-LOOPBACK = (HOST, "localhost", "[::1]")  # names under which a browser on this machine opens the page
 
 
 class Live:
