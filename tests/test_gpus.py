@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,12 @@ from sidlsg.errors import UsageError
 from sidlsg.planning.gpus import device_gpu, get_gpu, gpus, known_gpu
 from sidlsg.training.launch import prepare
 from support.terminal import one_line
+
+
+@pytest.fixture(autouse=True)
+def no_models_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Plans for a machine that has downloaded nothing."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.mark.parametrize(

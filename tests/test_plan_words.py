@@ -23,6 +23,12 @@ from sidlsg.terminal import Paragraph
 from sidlsg.training.launch import Job, prepare
 
 
+@pytest.fixture(autouse=True)
+def no_models_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Plans for a machine that has downloaded nothing."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
 def planned(preset: str | None = "24gb", **settings: object) -> Job:
     return prepare(preset, settings, dry_run=True)
 
