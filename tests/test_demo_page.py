@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import one_line
+from support.terminal import one_line
 from sidlsg.demo.studio import LAST_SEED, LONGEST, Studio
 
 pytest.importorskip("uvicorn", reason='no demo extra: pip install "sidlsg[demo]"')

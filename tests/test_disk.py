@@ -246,7 +246,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
         weight.data = weight.data.double()
     saved_with(40)
     weight.data = weight.data.float()
-    assert subject.begin()
+    assert subject.begin(RunProgress(subject.console, subject.config.images, 0, subject.folder))
     assert subject.images_seen == 8
     said = capsys.readouterr().out
     for number, reason in [

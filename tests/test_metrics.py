@@ -531,4 +531,4 @@ def test_features_that_are_not_finite_are_an_error() -> None:
 
 
 def test_no_two_protocols_have_one_fingerprint() -> None:
-    assert len({p.fingerprint for p in protocols().values()}) == len(protocols()) == 3
+    assert len({p.fingerprint for p in protocols().values()}) == len(protocols()) == 4

@@ -89,7 +89,7 @@ def test_wandb_gets_every_line_once_in_one_run(distil, wandb: Fake, monkeypatch:
         assert one["x_std"] == other["x_std"]
     pictures = [line["samples"] for line in wandb.logged if "samples" in line]
     assert pictures == sorted(set(pictures))
-    assert {path.name for path in RunFolder(Path("run")).samples.glob("*.png")} == set(pictures)
+    assert {path.name for path in RunFolder(Path("run")).samples.glob("[0-9]*.png")} == set(pictures)
     first, second = wandb.sessions
     assert first["id"] == second["id"]
     assert (first["project"], first["name"], first["resume"]) == ("sidlsg", "run", "allow")
@@ -108,7 +108,7 @@ def test_tensorboard_shows_the_files_lines_after_a_resumption(distil) -> None:
     assert [event.step for event in found.Scalars("x_std")] == [8, 16, 24, 32]
     assert [event.value for event in found.Scalars("x_std")] == pytest.approx([line["x_std"] for line in lines()])
     steps = [event.step for event in found.Images("samples")]
-    assert steps == sorted(int(path.stem) for path in RunFolder(Path("run")).samples.glob("*.png"))
+    assert steps == sorted(int(path.stem) for path in RunFolder(Path("run")).samples.glob("[0-9]*.png"))
     assert "images_seen" not in found.Tags()["scalars"]
 
 

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import sidlsg
-from conftest import one_line
+from support.terminal import one_line
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder

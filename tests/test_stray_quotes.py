@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import one_line
+from support.terminal import one_line
 from sidlsg import tables
 from sidlsg.errors import UsageError
 from sidlsg.prompts import PromptFile

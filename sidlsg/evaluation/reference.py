@@ -139,7 +139,7 @@ def _check_moments(arrays: dict[str, np.ndarray], path: Path) -> Moments:
     with np.errstate(over="ignore"):
         mu = mu.astype(np.float32)
     check(bool(np.isfinite(mu).all() and np.isfinite(sigma).all()), "mu or sigma is not finite")
-    check(bool(np.trace(sigma) > 0), "sigma is zero, as if all pictures were one")
+    check(bool(sigma.any()), "sigma is zero, as if all pictures were one")
     scale = np.abs(sigma).max()
     check(np.abs(sigma - sigma.T).max() <= ROUNDING * scale, "sigma is not symmetric")
     try:  # fails unless all eigenvalues are larger than - ROUNDING x the largest possible one

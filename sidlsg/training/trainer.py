@@ -115,8 +115,10 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
             )
-        known = teacher.recognised(state.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256)
-        if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
+        # Every checkpoint of this run, since those of older versions have recorded less.
+        mine = [known for known in self.folder.states if not self.foreign(known)]
+        found = [teacher.recognised(known.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256) for known in mine]
+        if other := [name for name, sha in self.teacher_sha256.items() if any(known.get(name) != sha for known in found)]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
                 "back, or give another --out to start a new run"
