@@ -104,20 +104,20 @@ def locked(path: Path) -> Iterator[None]:
         handle = _open(path)
     except OSError as error:
         raise SidlsgError(f"cannot write to {path.parent}: {error.strerror}; give another --out") from error
+    ours, found = False, _flock(handle)
     try:
-        found = _flock(handle)
-        holder = Holder.of(os.pread(handle, 1000, 0).decode(errors="replace"))
+        holder = Holder.of(os.read(handle, 1000).decode(errors="replace"))
         if found is False or (found is None and holder is not None and not holder.gone):
             raise UsageError(_busy(path, holder))
+        ours = True
         _name(handle, Holder.here().text)
-        try:
-            yield
-        finally:
-            _name(handle, "")
-            if found is None:
-                path.unlink(missing_ok=True)
+        yield
     finally:
+        if ours:
+            _name(handle, "")
         os.close(handle)
+        if ours and found is None:
+            path.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> int:
@@ -131,7 +131,8 @@ def _name(handle: int, text: str) -> None:
     """Write who holds a lock into its file, if that may be written."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, text.encode())
 
 
 def _flock(handle: int) -> bool | None:
