@@ -7,19 +7,22 @@ tens of rounds, overlapping that one all-reduce with the last backward pass woul
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import SidlsgError, UsageError, reason
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     import torch
     from torch import Tensor
 
-
 T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it takes them for dead
+ASKED_EVERY = 5.0  # seconds, while the main process works alone
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ def launched() -> Processes:
     return Processes(rank, world, local_rank, by_torchrun=True)
 
 
-def start(device: torch.device, patience: timedelta | None = None) -> Processes:
-    """Join the process group when there is more than one process; ``patience`` is how long it waits for others (torch's default:
-    10 minutes for GPUs, 30 for CPUs)."""
+def start(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
+    """Join the process group when there is more than one process; ``patience`` is how long each waits for the others, on GPUs
+    as on CPUs."""
     import torch.distributed as dist
 
     processes = launched()
@@ -96,6 +99,30 @@ def started() -> bool:
     import torch.distributed as dist
 
     return dist.is_initialized()
+
+
+def by_main(work: Callable[[], object], main: bool) -> None:
+    """Do ``work`` on the main process while the others wait, for as long as it takes: beyond ``PATIENCE`` too, since every
+    ``ASKED_EVERY`` seconds they ask whether it is done.
+
+    Raises what ``work`` raises; on the other processes a SidlsgError that says the same.
+    """
+    if not started():
+        work()
+        return
+    with ThreadPoolExecutor(1, "by_main") as thread:
+        going = thread.submit(work) if main else None
+        done = False
+        while not done:
+            if going is not None:
+                wait([going], ASKED_EVERY)
+            (done,) = any_process(going is not None and going.done())
+    error = None if going is None else going.exception()
+    said = gather(None if error is None else reason(error))[0]
+    if error is not None:
+        raise error
+    if said is not None:
+        raise SidlsgError(said)
 
 
 def all_reduce_sum(tensor: Tensor) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.algorithm import KAPPAS, Setup, capture_gradient, draws, parameters
-from support.naive import NaiveAlgorithm1
-from support.tiny import SD_BETAS, denoiser, text
 from torch import Tensor
 
 from sidlsg.method.algorithm import Batch, update_fake_score, update_generator
@@ -19,6 +16,9 @@ from sidlsg.method.optim import LeanAdam
 from sidlsg.method.statistics import reference_loss, score_gap
 from sidlsg.method.update import Losses, NetworkUpdate, sum_in_buckets
 from sidlsg.teachers.schedules import ddpm_schedule
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws, parameters
+from support.naive import NaiveAlgorithm1
+from support.tiny import SD_BETAS, denoiser, text
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,16 @@ from sidlsg.teachers.schedules import ddpm_schedule
 )
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two_stage) -> None:
-    setup = Setup(kappas, alpha, prediction=prediction)
+    setup = Setup(kappas, alpha, batch=4, prediction=prediction)
     setup.nets.two_stage = two_stage
-    naive = NaiveAlgorithm1(setup.phi.requires_grad_(True), kappas, alpha=alpha, v=prediction == "v_prediction")
+    phi = setup.phi.requires_grad_(True)
+    naive = NaiveAlgorithm1(phi, kappas, alpha=alpha, batch=4, v=prediction == "v_prediction")
     setup.phi.requires_grad_(False)
     ema = Ema(setup.theta)
     for i in range(2):
-        first, second = draws(2 * i), draws(2 * i + 1)
-        psi_stats, theta_stats = setup.iterate(first, second)
-        ema.update(ema_decay(8 * i, 8, 50_000, 0.05))
+        first, second = draws(2 * i, 4), draws(2 * i + 1, 4)
+        psi_stats, theta_stats = setup.iterate(first, second, micro_batch=2)
+        ema.update(ema_decay(4 * i, 4, 50_000, 0.05))
         loss_fake = naive.fake_score_step(first.z, first.c["text"], first.t, first.eps, setup.empty["text"])
         loss_generator = naive.generator_step(second.z, second.c["text"], second.t, second.eps, setup.empty["text"])
         assert psi_stats.loss.item() == pytest.approx(loss_fake, rel=1e-6)

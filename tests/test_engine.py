@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.algorithm import KAPPAS, Setup, capture_gradient, draws
-from support.runs import config_for, trainer, write_prompts
-from support.tiny import TOKENS, WIDTH, tiny_unet
+from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
@@ -22,14 +20,19 @@ from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.settings import make_config
 from sidlsg.training.attention import choose_attention
 from sidlsg.training.engine import halve_weights
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws
+from support.runs import config_for, trainer, write_prompts
+from support.tiny import TOKENS, WIDTH, tiny_unet
 
 CPU = torch.device("cpu")
 
 
 def run(teacher: Path, out: Path, prompts: Path, **changes: Any) -> dict[str, torch.Tensor]:
-    """psi, theta, their second moments and the average after a run of 48 images."""
+    """psi, theta, their second moments and the average after four iterations; a run that was begun in ``out`` goes on there."""
     subject = trainer(config_for(teacher, **changes), out, prompts)
-    subject.run()
+    subject.resume()
+    while subject.images_seen < 4 * subject.config.batch:
+        subject.iterate()
     return {f"{group}.{name}": x.clone() for group, part in subject.engine.state().items() for name, x in part.items()}
 
 
@@ -68,12 +71,12 @@ def test_switches_that_change_no_bit(switch, plain, tiny_teacher, tmp_path, prom
     ids=lambda switch: "+".join(switch),
 )
 def test_switches_that_change_rounding(switch, plain, tiny_teacher, tmp_path, prompts) -> None:
-    """After six iterations; Adam's first steps are sign-like, so the few elements whose gradient is noise may differ more."""
+    """Adam's first steps are sign-like, so the few elements whose gradient is noise may differ more."""
     found = run(tiny_teacher, tmp_path / "run", prompts, **switch)
     for group in ("fake.", "generator."):
         ours, theirs = (torch.cat([v.flatten() for k, v in r.items() if k.startswith(group)]) for r in (found, plain))
         assert ((ours - theirs).abs() < 2e-5).double().mean() > 0.97
-        assert (ours - theirs).abs().max() < 6 * 2.5e-3  # six steps of 1e-3 in opposite directions, v still small
+        assert (ours - theirs).abs().max() < 4 * 2.5e-3  # four steps of 1e-3 in opposite directions, v still small
 
 
 @pytest.mark.parametrize("kappas", KAPPAS.values(), ids=KAPPAS.keys())
@@ -213,19 +216,27 @@ def test_a_half_teacher_belongs_to_bf16() -> None:
         make_config("cpu", {"half_teacher": True})
 
 
+def shallow_unet() -> UNet2DConditionModel:
+    """One level, so that little is to be compiled."""
+    shapes = {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",)}
+    return UNet2DConditionModel.from_config(
+        dict(tiny_unet().config) | shapes | {"up_block_types": ("CrossAttnUpBlock2D",)}
+    )
+
+
 def test_compiled_networks_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through dynamo and AOTAutograd, as with inductor but without its code generation: to float64 rounding."""
     gradients = []
     for compiled in (False, True):
         torch._dynamo.reset()
-        setup = Setup()
+        setup = Setup(batch=2, unet=shallow_unet())
         setup.disturb()
         if compiled:
             for unet in (setup.phi, setup.psi, setup.theta):
                 unet.compile(dynamic=False, backend="aot_eager")
         names = list(setup.theta.state_dict())
-        gradients.append(capture_gradient(setup, draws(9), 4))
-        assert names == list(copy.deepcopy(tiny_unet()).state_dict())
+        gradients.append(capture_gradient(setup, draws(9, 2), 2))
+        assert names == list(shallow_unet().state_dict())
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12 * float(gradients[0].abs().max()))
 
 
@@ -233,7 +244,10 @@ def test_optimisers_can_be_exchanged_when_a_run_is_resumed(plain, tiny_teacher, 
     """Half the run with one, half with the other: the second moment and the count of steps are all there is to carry."""
     for first, second in ((True, False), (False, True)):
         out = tmp_path / f"{first}"
-        trainer(config_for(tiny_teacher, lean_adam=first, images=24), out, prompts).run()
+        begun = trainer(config_for(tiny_teacher, lean_adam=first), out, prompts)
+        for _ in range(2):
+            begun.iterate()
+        begun.save()
         found = run(tiny_teacher, out, prompts, lean_adam=second)
         assert [name for name in plain if not torch.equal(found[name], plain[name])] == []
 

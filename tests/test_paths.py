@@ -12,8 +12,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.scoring import folder_of
-from support.terminal import one_line
 
 from sidlsg import data
 from sidlsg.data import in_cache
@@ -24,8 +22,9 @@ from sidlsg.teachers.foreign import about_file
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
 from sidlsg.teachers.student import save_student
-
-SIZES = ["--preset", "cpu", "--images", "16", "--batch", "8", "--micro-batch", "4", "--device", "cpu"]
+from support.runs import ONE, TWO
+from support.scoring import folder_of
+from support.terminal import one_line
 
 
 @pytest.fixture
@@ -48,11 +47,10 @@ def saved(run_folder: Path) -> dict[str, object]:
 
 
 def test_a_tilde_is_the_home_folder_in_every_option_and_in_presets(run, home: Path, tmp_path: Path) -> None:
-    short = [*SIZES, "--set", "grid_images=1"]
     ways = {
-        "options": [*short, "--teacher", "~/models/mine", "--prompts", "~/p.txt"],
-        "set": [*short, "--set", "teacher=~/models/mine", "--set", "prompts=~/p.txt"],
-        "preset": ["--preset", "~/mine.yaml", *short[2:]],
+        "options": [*ONE, "--teacher", "~/models/mine", "--prompts", "~/p.txt"],
+        "set": [*ONE, "--set", "teacher=~/models/mine", "--set", "prompts=~/p.txt"],
+        "preset": ["--preset", "~/mine.yaml", *ONE[2:]],
     }
     for name, options in ways.items():
         code, out, err = run("distill", *options, "--set", "grid_prompts=~/p.txt", f"--out=~/runs/{name}")
@@ -70,7 +68,7 @@ def test_a_tilde_is_the_home_folder_in_every_option_and_in_presets(run, home: Pa
 def test_a_run_goes_on_from_another_folder_and_by_another_spelling(
     run, home: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    options = [*SIZES, "--set", "grid_images=1", "--out", tmp_path / "run"]
+    options = [*ONE, "--out", tmp_path / "run"]
     monkeypatch.chdir(home)
     assert run("distill", *options, "--teacher", "models/mine", "--prompts", "p.txt")[0] == 0
     (tmp_path / "link").symlink_to(home / "models" / "mine")
@@ -87,16 +85,16 @@ def test_a_run_goes_on_from_another_folder_and_by_another_spelling(
         code, out, err = run("distill", *options, "--teacher", teacher, "--prompts", "./../p.txt")
         assert (code, err) == (0, ""), teacher
         assert "this run is complete" in out
-    code, out, _ = run("distill", *options, "--teacher", "mine", "--prompts", "../p.txt", "--images", "24")
+    code, out, _ = run("distill", *options, "--teacher", "mine", "--prompts", "../p.txt", "--images", "16")
     assert code == 0
-    assert "resuming at 16 images" in out
+    assert "resuming at 8 images" in out
     moved = (home / "models" / "mine").rename(home / "moved")
     monkeypatch.chdir(moved)
-    code, out, _ = run("distill", *options, "--teacher", moved, "--prompts", "~/p.txt", "--images", "32")
+    code, out, _ = run("distill", *options, "--teacher", moved, "--prompts", "~/p.txt", "--images", "24")
     assert code == 0
     said = f"note: {moved} has the content of {home / 'models' / 'mine'}, which this run was started with"
     assert said in out.splitlines()
-    assert "resuming at 24 images" in out
+    assert "resuming at 16 images" in out
     assert saved(tmp_path / "run")["teacher"] == str(moved)
     shutil.rmtree(tmp_path / "run" / "student")
     code, out, err = run("sample", "a cat", "--model", tmp_path / "run", "--out", tmp_path / "a.png")
@@ -106,8 +104,7 @@ def test_a_run_goes_on_from_another_folder_and_by_another_spelling(
 def test_the_default_run_folder_is_named_by_the_teachers_folder(run, home: Path, tmp_path: Path) -> None:
     long = home / "models" / ("κ" * 120)
     (home / "models" / "mine").rename(long)
-    options = [*SIZES, "--set", "grid_images=1", "--prompts", "~/p.txt"]
-    code, _, err = run("distill", *options, "--teacher", long)
+    code, _, err = run("distill", *ONE, "--prompts", "~/p.txt", "--teacher", long)
     assert (code, err) == (0, "")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["κ" * 40 + "-cpu-lsg-2"]
 
@@ -124,7 +121,7 @@ def test_what_else_a_name_could_mean_is_said(run, home: Path, tiny_teacher: Path
     code, out, err = run("distill", "--preset", "16gb", "--teacher", "sd15", "--dry-run")
     assert (code, err) == (0, "")
     assert "note: sd15 is the alias; the folder sd15 in this directory is ./sd15" in " ".join(out.split())
-    code, out, _ = run("distill", *SIZES, "--teacher", "./sd15", "--prompts", "~/p.txt", "--dry-run")
+    code, out, _ = run("distill", *TWO, "--teacher", "./sd15", "--prompts", "~/p.txt", "--dry-run")
     assert code == 0
     assert "note:" not in out
     assert f"{tmp_path / 'sd15'}" in out.replace("\n", "")
@@ -150,7 +147,7 @@ def test_an_empty_path_is_refused(run, tmp_path: Path) -> None:
         code, _, err = run(*command, *(["--preset", "cpu"] if command[0] == "distill" else []))
         assert code == 2
         one_line(err, "a path is empty")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
 
 
 def test_paths(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,17 +224,9 @@ def test_a_temporary_folder_of_another_user_is_no_cache(home: Path, read_only, t
 
 
 @pytest.fixture
-def short(home: Path, tmp_path: Path) -> list[str | Path]:
-    return [
-        "distill",
-        *SIZES,
-        "--set",
-        "grid_images=1",
-        "--teacher",
-        home / "models" / "mine",
-        "--prompts",
-        home / "p.txt",
-    ]
+def short(home: Path) -> list[str | Path]:
+    """A run of one iteration."""
+    return ["distill", *ONE, "--teacher", home / "models" / "mine", "--prompts", home / "p.txt"]
 
 
 def nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,27 +338,27 @@ def empty(student: Path) -> None:
         (remove("scheduler"), "scheduler/"),
     ],
 )
-def test_a_student_that_is_not_whole_is_said_and_written_anew(run, short, tmp_path: Path, damage, lacks: str) -> None:
-    assert run(*short, "--out", "run")[0] == 0
+def test_a_student_that_is_not_whole_is_said_and_written_anew(
+    run, finished_run, tmp_path: Path, damage, lacks: str
+) -> None:
     student = tmp_path / "run" / "student"
     whole = {p.relative_to(student): p.read_bytes() for p in student.rglob("*") if p.is_file()}
     damage(student)
     code, _, err = run("sample", "a cat", "--model", "run")
     assert code == 2
     one_line(err, "run/student is not whole", f"no {lacks}", "sidlsg distill")
-    code, out, err = run(*short, "--out", "run")
+    code, out, err = run(*finished_run)
     assert (code, err) == (0, "")
     assert "resuming at 16 images" in out
     assert "complete" not in out
     assert {p.relative_to(student): p.read_bytes() for p in student.rglob("*") if p.is_file()} == whole
 
 
-def test_a_link_for_a_student_is_never_written_through(run, short, tmp_path: Path) -> None:
+def test_a_link_for_a_student_is_never_written_through(run, finished_run, tmp_path: Path) -> None:
     """A finished run whose student was moved to another disk is complete; going on with it is refused."""
-    assert run(*short, "--out", "run")[0] == 0
     (tmp_path / "run" / "student").rename(tmp_path / "moved")
     (tmp_path / "run" / "student").symlink_to(tmp_path / "moved")
-    code, _, err = run(*short, "--out", "run", "--images", "24")
+    code, _, err = run(*finished_run, "--images", "24")
     assert code == 2
     one_line(err, "run/student is a link")
     assert (tmp_path / "moved" / "sidlsg.json").is_file()
@@ -391,12 +380,13 @@ def test_a_link_that_appears_while_a_run_goes_on_is_replaced(tiny_teacher: Path,
 
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "samples", "student"])
-def test_checkpoints_that_were_deleted_are_said_by_whatever_is_left(run, short, tmp_path: Path, left: str) -> None:
-    assert run(*short, "--out", "run")[0] == 0
+def test_checkpoints_that_were_deleted_are_said_by_whatever_is_left(
+    run, finished_run, tmp_path: Path, left: str
+) -> None:
     for path in (tmp_path / "run").iterdir():
         if path.name not in (left, "config.yaml"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    code, out, err = run(*short, "--out", "run", "--images", "24")
+    code, out, err = run(*finished_run, "--images", "8")
     assert (code, err) == (0, "")
     assert "the run that was here before starts again from 0 images" in " ".join(out.split())
     assert RunFolder(tmp_path / "run").student.is_dir()
@@ -425,7 +415,9 @@ def test_a_file_for_a_teacher_is_refused_with_what_to_do(run, short, tmp_path: P
             one_line(err, *parts)
 
 
-def test_a_folder_that_is_no_pipeline_is_named_for_what_it_is(run, short, tmp_path: Path, tiny_teacher: Path) -> None:
+def test_a_folder_that_is_no_pipeline_is_named_for_what_it_is(
+    run, short, finished_run, tmp_path: Path, tiny_teacher: Path
+) -> None:
     for name, files in {
         "lora": ["pytorch_lora_weights.safetensors"],
         "peft": ["adapter_config.json", "adapter_model.safetensors"],
@@ -438,7 +430,6 @@ def test_a_folder_that_is_no_pipeline_is_named_for_what_it_is(run, short, tmp_pa
             (tmp_path / name / file).write_bytes(b"")
     (tmp_path / "above").mkdir()
     shutil.copytree(tiny_teacher, tmp_path / "above" / "model")
-    assert run(*short, "--out", "run")[0] == 0
     for name, parts in {
         "lora": ["a LoRA", "fuse_lora"],
         "peft": ["a LoRA"],

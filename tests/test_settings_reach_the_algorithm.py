@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.naive import NaiveAlgorithm1
-from support.runs import config_for, trainer, write_prompts
 
 from sidlsg.method.draws import PromptOrder
 from sidlsg.prompts import PromptFile
 from sidlsg.teachers.loading import load_model
+from support.naive import NaiveAlgorithm1
+from support.runs import config_for, trainer, write_prompts
 
 # None is its default's value; together they differ in every setting that changes a result. Adam's eps is so large that steps are
 # smooth in the gradient: with the usual one the first steps are its sign, and rounding noise would be as large as the signal.
@@ -29,13 +29,13 @@ SETTINGS: dict[str, Any] = {
     "t_max": 880,
     "drop_prompt": 0.4,
     "lr": 2e-3,
-    "lr_decay": 24,
+    "lr_decay": 10,
     "adam_eps": 1e-2,
     "clip_value": 0.4,
-    "ema_half_life": 30,
+    "ema_half_life": 10,
     "ema_ramp_up": 1.5,
     "seed": 5,
-    "batch": 8,
+    "batch": 4,
 }
 # How each is broken on the transcription's side.
 BROKEN = {
@@ -49,14 +49,14 @@ BROKEN = {
     "t_max": {"t_max": 870},
     "drop_prompt": {"drop_prompt": 0.1},
     "lr": {"lr": 2.2e-3},
-    "lr_decay": {"lr_decay": 16},
+    "lr_decay": {"lr_decay": 6},
     "adam_eps": {"adam_eps": 1.2e-2},
     "clip_value": {"clip_value": None},
-    "ema_half_life": {"ema_half_life": 20},
+    "ema_half_life": {"ema_half_life": 7},
     "ema_ramp_up": {"ema_ramp_up": None},
     "seed": {"seed": 6},
 }
-ITERATIONS = 4
+ITERATIONS = 3
 
 
 def transcription(teacher: Path, prompts: Path, settings: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
@@ -113,7 +113,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tiny_teacher: Path, prompts: Path, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
-    config = config_for(tiny_teacher, **SETTINGS, images=ITERATIONS * 8, micro_batch=2, fake_micro_batch=4)
+    config = config_for(
+        tiny_teacher, **SETTINGS, images=ITERATIONS * SETTINGS["batch"], micro_batch=2, fake_micro_batch=4
+    )
     subject = trainer(config, tmp_path_factory.mktemp("run") / "run", prompts)
     subject.run()
     return {name: {k: x.clone() for k, x in group.items()} for name, group in subject.engine.state().items()}

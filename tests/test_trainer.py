@@ -20,9 +20,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from support.processes import free_port, on_ranks, without_reader
-from support.runs import PRESET, command, config_for, files, science, trainer
-from support.tiny import change_json
 
 from sidlsg import api
 from sidlsg import files as file_system
@@ -39,6 +36,9 @@ from sidlsg.training.outputs import draw_teacher_grid, teacher_grid_is_cheap
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
+from support.processes import free_port, on_ranks, without_reader
+from support.runs import PRESET, command, config_for, files, science, trainer
+from support.tiny import change_json
 
 
 def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
@@ -528,22 +528,22 @@ def test_a_changed_prompt_file_is_not_resumed_with(tiny_teacher, tmp_path, promp
 def test_the_peak_in_metrics_is_that_of_the_updates(
     unbroken, tiny_teacher, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not that of the pre-flight check or of a grid, which each take half a GiB more here; the run prints the pre-flight's."""
+    """Not that of the pre-flight check or of a grid, which each take 256 MiB more here; the run prints the pre-flight's."""
     _, prompts = unbroken
 
     def large(report: str) -> str:
-        torch.ones(2**27)
+        torch.ones(2**26)
         return report
 
     monkeypatch.setattr("sidlsg.training.trainer.preflight", lambda *_: large("checked"))
     subject = trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts)
     subject.console = Console(width=400)
-    monkeypatch.setattr("sidlsg.training.trainer.draw_grid", lambda *_: large("drawn"))
+    monkeypatch.setattr("sidlsg.training.outputs.draw_grid", lambda *_: large("drawn"))
     subject.run()
     printed = re.search(r"checked; peak memory ([\d.]+) GiB", capsys.readouterr().out)
     peaks = [line["peak_gib"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(peaks) == 3
-    assert float(printed[1]) - max(peaks) > 0.4
+    assert float(printed[1]) - max(peaks) > 0.2
 
 
 def test_divergence_stops_with_the_reason(unbroken, tiny_teacher, tmp_path) -> None:

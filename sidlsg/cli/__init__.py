@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -13,7 +12,7 @@ import typer
 
 from sidlsg import terminal
 from sidlsg.cli import bench, compare, demo, distill, eval, models, presets, report, sample
-from sidlsg.errors import SidlsgError, sentence
+from sidlsg.errors import SidlsgError, known_reason, sentence
 from sidlsg.version import __version__
 
 app = typer.Typer(
@@ -74,14 +73,8 @@ def describe(error: BaseException) -> tuple[str, int]:
             "interrupted; what was already written is kept, and the same command goes on from the last checkpoint",
             130,
         )
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "No space left on device" in str(error):  # safetensors wraps it in an error of its own
-        where = getattr(error, "filename", None) or "while writing"
-        return f"the disk is full ({where}); free some space and run the same command again", 1
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system says'}: {error.strerror}", 1
-    if type(error).__name__ == "OutOfMemoryError":
-        return "out of GPU memory; use a smaller --micro-batch (or --batch, when sampling), the result is the same", 1
+    if known := known_reason(error):
+        return known, 1
     return f"unexpected {type(error).__name__}: {sentence(error)} Run again with --debug and report what it prints", 1
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sidlsg.data import in_cache
 from sidlsg.evaluation.captions import captions_of
-from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES
+from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES, RUN
 from sidlsg.evaluation.request import Request
 from sidlsg.evaluation.weights import cached_path, weight_files
 from sidlsg.runs.folder import run_folder
@@ -65,6 +65,8 @@ def _protocol_rows(request: Request) -> list[tuple[str, str]]:
             text = (
                 "in the package"
                 if protocol.prompts == "emoji-bench"
+                else protocol.reference
+                if protocol.prompts == RUN
                 else f"MISSING, give --reference: {protocol.reference}"
             )
         else:

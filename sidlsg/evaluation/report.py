@@ -15,6 +15,7 @@ from sidlsg.data import read_table
 # Key in results -> heading, decimals.
 COLUMNS = {
     "fid": ("FID", 2),
+    "fid-t": ("FID-T", 2),
     "fd": ("fd", 2),
     "clip": ("CLIP", 4),
     "precision": ("precision", 3),

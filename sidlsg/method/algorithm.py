@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
 from sidlsg.method.generator import Generator
-from sidlsg.method.guidance import Guidance, guided, predictions
+from sidlsg.method.guidance import Guidance, conditional, guided, predictions
 from sidlsg.method.losses import fake_score_loss, generator_loss
 from sidlsg.method.statistics import generator_statistics
 from sidlsg.method.update import Losses, NetworkUpdate, Stats, finite_samples
@@ -77,7 +77,8 @@ def generator_losses(nets: Networks, z: Tensor, c: Condition, t: Tensor, eps: Te
     eps_real, eps_fake2, eps_fake3 = guided(*real, kappa4), guided(*fake, kappa2), guided(*fake, kappa3)  # Eq. 6
     ratio = schedule.noise_to_data_ratio(t, x_t)
     loss = generator_loss(eps_real, eps_fake2, eps_fake3, eps, ratio, nets.alpha)  # Eqs. 8 and 9
-    statistics = generator_statistics(eps_real, eps_fake2, real[1], eps, t, nets.t_range)
+    eps_phi = real[1] if conditional(kappa4) else None
+    statistics = generator_statistics(eps_real, eps_fake2, eps_phi, eps, t, nets.t_range)
     return Losses(loss, keep, x_g.detach(), statistics)
 
 

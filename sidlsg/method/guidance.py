@@ -73,7 +73,12 @@ def make_guidance(strategy: str, kappa: tuple[float, ...] | None) -> Guidance:
 
 def network_passes(*kappas: float) -> int:
     """Forward passes one network needs at one x_t for all ``kappas``: eps(c) if all are 1, eps(∅) if all are 0, else both."""
-    return any(kappa != 0 for kappa in kappas) + any(kappa != 1 for kappa in kappas)
+    return conditional(*kappas) + any(kappa != 1 for kappa in kappas)
+
+
+def conditional(*kappas: float) -> bool:
+    """Whether eps(c) is among the passes that ``kappas`` need: with all of them 0 it is not computed."""
+    return any(kappa != 0 for kappa in kappas)
 
 
 def predictions(

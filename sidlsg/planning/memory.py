@@ -244,10 +244,10 @@ def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
 
 
 def _drawn(config: Config, size: Footprint, micro: int) -> Moment:
-    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE (else on the CPU) in float32."""
+    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE, which is there (else on the CPU) in float32."""
     vae = size.vae * 4 / GIB
-    moments = [*_Passes(config, size).drawn.forward, *(Moment(m.sample, m.fixed + vae) for m in size.decode)]
-    return _fullest(moments, micro)
+    moments = [*_Passes(config, size).drawn.forward, *size.decode]
+    return _fullest([Moment(m.sample, m.fixed + vae) for m in moments], micro)
 
 
 def _average_in_use(config: Config, size: Footprint) -> float:
@@ -257,27 +257,6 @@ def _average_in_use(config: Config, size: Footprint) -> float:
 
 
 # -- other memory ----------------------------------------------------------------------------------------------------------
-
-
-def official(config: Config, size: Footprint) -> Phase:
-    """Memory of the authors' implementation, which holds twelve copies of the network in one precision.
-
-    They are phi, psi, theta and the average; the gradients of psi and theta, kept at the same time; the buckets of
-    DistributedDataParallel for both, separate from the gradients; Adam's two moments for both.
-    """
-    bits = _bits(config)
-    copy = size.copy(bits)
-    lines = {
-        "weights": 3 * copy,
-        "gradients": 2 * copy,
-        "buckets": 2 * copy,
-        "optimizer": 4 * copy,
-        "average": copy if config.ema else 0.0,
-        "text encoder": size.text_encoder * bits / 8 / GIB,
-        "vae": size.vae * bits / 8 / GIB,
-    }
-    updates = fake_score_phase(config, size), generator_phase(config, size)
-    return Phase("training", lines | {"activations": max(update.lines["activations"] for update in updates)})
 
 
 def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sidlsg.plotting import load_matplotlib
+
 Font = ImageFont.FreeTypeFont
 INVISIBLE = {0xFE0E, 0xFE0F, 0x200C, 0x200D}  # variation selectors and joiners, which need no glyph of their own
 
@@ -98,14 +100,13 @@ def _lacking(text: str, path: Path) -> str:
 
 
 def _dejavu(bold: bool) -> Path:
-    import matplotlib
-
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
+    return Path(load_matplotlib().get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
 
 
 @functools.cache
 def _installed() -> tuple[Path, ...]:
     """Font files of this machine that can be drawn at any size, by name, so that the choice does not change from run to run."""
+    load_matplotlib()
     from matplotlib.font_manager import findSystemFonts
 
     return tuple(sorted(path for path in map(Path, findSystemFonts()) if _glyphs(path)))
@@ -114,6 +115,7 @@ def _installed() -> tuple[Path, ...]:
 @functools.cache
 def _glyphs(path: Path) -> frozenset[int]:
     """Code points that a font has glyphs for; none for a file that is no scalable font."""
+    load_matplotlib()
     from matplotlib.ft2font import FT2Font
 
     try:

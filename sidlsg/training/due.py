@@ -48,5 +48,7 @@ class Clock:
     def halted(self) -> Iterator[None]:
         """The time inside the block does not count."""
         passed = self.passed
-        yield
-        self._begun = time.monotonic() - passed
+        try:
+            yield
+        finally:
+            self._begun = time.monotonic() - passed

@@ -180,6 +180,17 @@ class Engine:
         return all(bool(torch.stack(found).all()) for found in flags.values())
 
     @property
+    def whole(self) -> bool:
+        """Whether the state is one that a run can go on from: false when an error left a step of an optimiser, or of the average,
+        in its middle."""
+        return self.psi.optimizer.steps == self.theta.optimizer.steps + (self.ahead is not None)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last update."""
+        return self.theta.optimizer.param_groups[0]["lr"]
+
+    @property
     def adam_steps(self) -> dict[str, int]:
         """Optimiser steps taken by each network."""
         return {"fake": self.psi.optimizer.steps, "generator": self.theta.optimizer.steps}
@@ -196,6 +207,12 @@ class Engine:
     def averaged(self) -> Iterator[None]:
         """The generator carries its averaged weights inside the block, where there is an average."""
         with self.ema.swapped_in() if self.ema else nullcontext():
+            yield
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside the block the generator carries its averaged weights, and the VAE is on the networks' device."""
+        with self.averaged(), self.teacher.decoding(self.encode.device):
             yield
 
 

@@ -87,20 +87,22 @@ def from_numbers(numbers: list[list[dict[str, Any]]], device: torch.device) -> W
 
 
 def check(window: Window, config: Config, images_seen: int, kept: str) -> Summary:
-    """The window's summary; raises SidlsgError when the latents' statistics have left their band, or nothing finite is left in
-    its last iteration.
+    """The window's summary; raises SidlsgError when the latents' statistics have left their band in any of its iterations, or
+    nothing finite is left in its last one.
 
     Args:
         kept: for the message, what is left of the run.
     """
     found, newest = Summary.of(window), Summary.of(window[-1:])
     low, high = config.latent_std
-    sane = abs(found.x_mean) <= config.latent_mean and low <= found.x_std <= high
-    # A window of good iterations must not hide that nothing is finite any more.
-    if not sane or newest.skipped >= 2 * config.batch:
+    latents = torch.stack([torch.stack([theta.x_mean, theta.x_std]) for _, theta in window]).tolist()
+    outside = [(mean, std) for mean, std in latents if not (abs(mean) <= config.latent_mean and low <= std <= high)]
+    # Good iterations must not hide one that is not, nor that nothing is finite any more.
+    if outside or newest.skipped >= 2 * config.batch:
+        mean, std = outside[0] if outside else latents[-1]
         raise SidlsgError(
-            f"the generator has diverged at {images_seen:,} images: its latents have mean {found.x_mean:.3g} and standard "
-            f"deviation {found.x_std:.3g} (allowed: ±{config.latent_mean:g}, {low:g} to {high:g}), {found.skipped} samples were "
-            f"not finite. Start again with a smaller --lr, or --precision fp32 or bf16, in another --out. {kept}"
+            f"the generator has diverged at {images_seen:,} images: its latents have mean {mean:.3g} and standard deviation "
+            f"{std:.3g} (allowed: ±{config.latent_mean:g}, {low:g} to {high:g}), {found.skipped} samples were not finite. "
+            f"Start again with a smaller --lr, or --precision fp32 or bf16, in another --out. {kept}"
         )
     return found

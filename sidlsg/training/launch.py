@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from rich.text import Text
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.evaluation.protocol import get_protocol
+from sidlsg.evaluation.protocol import RUN, get_protocol
+from sidlsg.evaluation.weights import file_sha256
+from sidlsg.formats import duration
 from sidlsg.paths import user_path
 from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
 from sidlsg.planning.plan import misfit, plan, processes_note, sheet
@@ -107,7 +110,8 @@ def prepare(
         folder.check(config)
     get_protocol(config.eval_protocol)
     launched = distributed.launched()
-    notes = (place.note, about_teacher(place, config), about_scores(place, config))
+    check_scores(place, config)
+    notes = (place.note, about_teacher(place, config), about_scores(config))
     path, to_download = prompt_path(config.prompts, download=not dry_run)
     gpu = plan_gpu(config, dry_run)
     found = recognise(place, config.attention if gpu is not None else None)
@@ -158,14 +162,37 @@ def about_teacher(place: Location, config: Config) -> str | None:
     return about.family.unusual_schedule(schedule, config.t_init)
 
 
-def about_scores(place: Location, config: Config) -> str | None:
-    """What to tell the user of scores that say nothing about this teacher; None when there are no such ones."""
-    embedded, home = get_protocol(config.eval_protocol).prompts == "emoji-bench", registry()[DEFAULT_TEACHER].folder
-    if config.eval_every is None or not embedded or place.folder == home:
+def check_scores(place: Location, config: Config) -> None:
+    """Raise UsageError for scores that say nothing about this teacher: those of the embedded benchmark, of any but ``emoji``."""
+    embedded = get_protocol(config.eval_protocol).prompts == "emoji-bench"
+    if config.eval_every is None or not embedded or is_emoji(place):
+        return
+    raise UsageError(
+        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji, which says nothing "
+        f"about {place.name}. Compare with images that the teacher itself draws: --set eval_protocol=teacher (needs no real "
+        "pictures); or with real ones: --set eval_protocol=gigagan --set eval_reference=FILE of `sidlsg eval stats`; or leave "
+        "--eval-every out (--set eval_every=null, where the preset has it)"
+    )
+
+
+def is_emoji(place: Location) -> bool:
+    """Whether a teacher is the embedded one, or a copy of it with the same network."""
+    home, folder = registry()[DEFAULT_TEACHER].folder, at_hand(place)
+    if home is None or folder is None or folder == home:
+        return folder == home
+    network = "unet/diffusion_pytorch_model.safetensors"
+    mine, theirs = folder / network, home / network
+    same = mine.is_file() and mine.stat().st_size == theirs.stat().st_size
+    return same and file_sha256(mine) == file_sha256(theirs)
+
+
+def about_scores(config: Config) -> str | None:
+    """What scoring does before the run begins; None when that is nothing."""
+    if config.eval_every is None or get_protocol(config.eval_protocol).prompts != RUN:
         return None
     return (
-        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji: that says little "
-        f"about {place.name}. Give eval_protocol: gigagan and an eval_reference (`sidlsg eval stats`), or leave eval_every out"
+        f"before the run the teacher draws {config.eval_images:,} images of its prompts, with which the student's are compared; "
+        "they are kept in the cache, for every run of this teacher and these prompts"
     )
 
 
@@ -215,13 +242,41 @@ def summary(folder: RunFolder, teacher: str) -> RenderableType:
         "score": f"sidlsg eval --model {name}",
     }
     shown = Sheet(
-        {"Where it is": {key: str(path) for key, path in places.items() if path}, "What to do with it": commands}
+        {
+            "How it went": outcome(folder),
+            "Where it is": {key: str(path) for key, path in places.items() if path},
+            "What to do with it": commands,
+        }
     )
     if not folder.report.is_file():
         return shown
     return Group(
         shown, Text.assemble("\nOpen ", (str(folder.report), "bold"), " in a browser: it shows whether this works.")
     )
+
+
+def outcome(folder: RunFolder) -> dict[str, str]:
+    """The report's verdict on a run so far, its distance from start to end beside the teacher's range, and its time of training;
+    without what the run's files do not say."""
+    from sidlsg.report.numbers import short
+    from sidlsg.report.reading import number, read_run
+    from sidlsg.report.references import references
+    from sidlsg.report.verdict import judge
+
+    found: dict[str, str] = {}
+    with suppress(Exception):  # a run has ended well, whatever its report thinks of a damaged file
+        run = read_run(folder.path)
+        verdict = judge(run)
+        found["verdict"] = verdict.word if verdict.tone in ("good", "open") else f"{verdict.word}. {verdict.sentence}"
+        values = [value for line in run.scores if (value := number(line.get(run.distance))) is not None]
+        if len(values) > 1:
+            known = references(run)
+            span = known.span(run.distance)
+            teacher = f" (the teacher's {known.teacher_what}: {short(span[0])} to {short(span[1])})" if span else ""
+            found[run.distance] = f"{short(values[0])} → {short(values[-1])}{teacher}"
+        if seconds := run.seconds():
+            found["time"] = f"{duration(seconds)} of training for {run.images_seen:,} images"
+    return found
 
 
 def preset_here(teacher: str) -> str:

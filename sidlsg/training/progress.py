@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from sidlsg.formats import duration, sparkline
 from sidlsg.runs.folder import RunFolder, read_metrics
+from sidlsg.runs.scores import DISTANCES, comparable, score
+from sidlsg.terminal import say
 from sidlsg.training.due import Clock
 
 NOTE = (
@@ -52,10 +55,15 @@ class RunProgress:
     """Shows images seen, images/s, time left, losses, memory, the score's course and the latest grid. Use as a context manager.
 
     ``due`` says whether an update is wanted, so that the caller reads values from the GPU only then.
+
+    Args:
+        start: images seen so far (or ``begin`` says it).
+        scores: the images seen at which the student is scored, which takes time of its own.
     """
 
-    def __init__(self, console: Console, total: int, start: int, folder: RunFolder) -> None:
-        self.console, self.total, self.start, self.folder = console, total, start, folder
+    def __init__(self, console: Console, total: int, start: int, folder: RunFolder, scores: Sequence[int] = ()) -> None:
+        self.console, self.total, self.start, self.folder, self.scores = console, total, start, folder, scores
+        self.scored: list[float] = []  # seconds of each scoring
         self._running, self._shown = Clock(), Clock(1.0 if console.is_interactive else 5.0)
         self._bar: Bar | None = None
         self._grid = newest_grid(folder)
@@ -73,19 +81,69 @@ class RunProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):  # a terminal that is gone
+                self._bar.stop()
 
     @property
     def due(self) -> bool:
         return self._shown.due
 
+    @property
+    def training(self) -> float:
+        """Seconds of training since ``begin``."""
+        return self._running.passed
+
+    def begin(self, images_seen: int) -> None:
+        """Training begins here and now: what was before does not count for its speed."""
+        self.start = images_seen
+        self._running.restart()
+        if self._bar:
+            self._bar.update(self._task, completed=images_seen)
+
+    def status(self, text: str) -> None:
+        """Say what is being done that takes a while: below the bar of a terminal, elsewhere as a line."""
+        if self._bar:
+            self._bar.text = Text(text)
+        else:
+            with suppress(OSError):  # what reads the output is gone
+                say(self.console, text)
+
+    @contextmanager
+    def scoring(self, images_seen: int, pictures: int) -> Iterator[Callable[[int], None]]:
+        """Training stands still inside the block. Gives what is to be told how many of the ``pictures`` more are drawn."""
+        what, drawn, took = f"scoring at {images_seen:,} images", 0, Clock()
+        self.status(f"{what}: drawing {pictures:,} pictures")
+
+        def tick(count: int) -> None:
+            nonlocal drawn
+            drawn += count
+            if self._bar:
+                self.status(f"{what}: {drawn:,} of {pictures:,} pictures drawn")
+
+        try:
+            with self._running.halted():
+                yield tick
+        finally:
+            self.scored.append(took.passed)
+
+    def left(self, images_seen: int) -> float | None:
+        """Seconds to the end: of training at its speed so far, and of the scorings that are due at the mean of those so far. None
+        before anything is known."""
+        done = images_seen - self.start
+        if done <= 0:
+            return None
+        scorings = sum(place > images_seen for place in self.scores)
+        mean = sum(self.scored) / len(self.scored) if self.scored else 0.0
+        return (self.total - images_seen) * self.training / done + scorings * mean
+
     def update(self, images_seen: int, loss_fake: float, loss_generator: float, peak_gib: float) -> None:
         """Show how far the run is; losses are summed over C, H, W and averaged over the batch."""
         self._shown.restart()
-        rate = (images_seen - self.start) / max(1e-9, self._running.passed)
-        left = duration((self.total - images_seen) / rate) if rate > 0 else "?"
+        rate = (images_seen - self.start) / max(1e-9, self.training)
+        left = self.left(images_seen)
         lines = [
-            f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {left} left  {peak_gib:.2f} GiB",
+            f"{images_seen:,}/{self.total:,} images  {rate:.1f}/s  {'?' if left is None else duration(left)} left  "
+            f"{peak_gib:.2f} GiB",
             f"ψ loss {loss_fake:.1f}  θ loss {loss_generator:+.1f}",
         ]
         if course := score_course(self.folder):
@@ -107,12 +165,13 @@ def newest_grid(folder: RunFolder) -> Path | None:
 
 
 def score_course(folder: RunFolder) -> str | None:
-    """The distance over the run so far as a sparkline, with its last value; None where nothing is scored."""
+    """The distance over the run so far as a sparkline, with its last value, of the lines that can be compared with the last one;
+    None where nothing is scored."""
     if not folder.scores.is_file():
         return None
-    lines = read_metrics(folder.scores)
-    key = next((key for key in ("fid", "fd") if lines and key in lines[-1]), None)
+    lines = comparable(read_metrics(folder.scores))
+    key = next((key for key in DISTANCES if lines and key in lines[-1]), None)
     if key is None:
         return None
-    values = [line[key] for line in lines if key in line]
-    return f"{key} {sparkline(values)} {values[-1]:.4g}, best {min(values):.4g}"
+    values = [value for line in lines if (value := score(line, key)) is not None]
+    return f"{key} {sparkline(values)} {values[-1]:.4g}, best {min(values):.4g}" if values else None

@@ -6,27 +6,28 @@ the weights and the optimiser's state.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from sidlsg import distributed, report
+from sidlsg import distributed
 from sidlsg.config import Config
-from sidlsg.devices import PeakMemory, pick_device
-from sidlsg.errors import SidlsgError, Stopped, UsageError, sentence
+from sidlsg.devices import PeakMemory, machine, pick_device
+from sidlsg.errors import SidlsgError, Stopped, UsageError, reason
 from sidlsg.files import still_missing
+from sidlsg.formats import duration
 from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
-from sidlsg.runs.folder import MOVABLE, RunFolder, defining, read_metrics
+from sidlsg.runs.folder import MOVABLE, RunFolder, defining
+from sidlsg.runs.scores import comparable
+from sidlsg.teachers.family import Model
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock, Due
@@ -40,21 +41,19 @@ from sidlsg.training.health import (
     stats_to_numbers,
     to_numbers,
 )
+from sidlsg.training.log import RunLog, now
 from sidlsg.training.mirror import Mirror, check_tracker
-from sidlsg.training.outputs import (
-    draw_grid,
-    draw_pictures,
-    draw_teacher_grid,
-    grid_places,
-    teacher_grid_is_cheap,
-    write_student,
-)
+from sidlsg.training.outputs import Outputs, grid_places, write_student
 from sidlsg.training.prefetch import Prefetch
-from sidlsg.training.preflight import preflight
+from sidlsg.training.preflight import check_compiler, preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
+from sidlsg.training.session import session
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
-from sidlsg.training.tracking import Tracker, draw_curves, score_places
+from sidlsg.training.tracking import Tracker, score_places
 from sidlsg.version import __version__
+
+# Settings that may differ between processes: where each finds the same things. All others may decide what they do together.
+PLACES = ("device", "gpu", "teacher", "prompts", "grid_prompts", "eval_reference")
 
 
 class Trainer:
@@ -75,18 +74,25 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         self.images_seen = 0
         self.saved: tuple[int, bool] | None = None  # ``place`` of the newest checkpoint
+        self.tried: tuple[int, bool] | None = None  # ... of the last one that was begun
         self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
-        self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
+        scored = config.eval_every is not None
+        self.tracker = Tracker(config, self.device, self.processes, prompts, self.console) if scored else None
         check_tracker(config.tracker)
+        if config.compile:
+            check_compiler(self.device)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
-        self.check_inputs()
+        self.check_inputs(teacher)
         self.engine = Engine.build(config, teacher, self.device)
-        self.memory = PeakMemory(self.device)
+        self.memory, self.machine = PeakMemory(self.device), machine(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
         self.drawn = Prefetch(self.draw)
         self.window: Window = []  # iterations since the last line of metrics
+        main = self.processes.main
+        self.log = RunLog(folder.log if main else None)
+        self.outputs = Outputs(self.engine, folder, prompts.sha256, grid_prompts, main, self.say)
 
     def claim(self) -> None:
         """Make the run folder this run's, and see that every process has it; called while it is locked."""
@@ -94,14 +100,14 @@ class Trainer:
         if lacking:
             where, what = self.folder.path, ", no ".join(lacking)
             costs = "the run goes on without (docs/reliability.md says what that costs)"
-            say(self.console, f"the file system of {where} has no {what}; {costs}", "note: ")
+            self.say(f"the file system of {where} has no {what}; {costs}", "note: ")
         distributed.barrier()
         if any(distributed.gather(still_missing([self.folder.config]))):
             raise SidlsgError(
                 f"not every process sees the run folder {self.folder.path}; it must be on a disk that all of them share"
             )
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, teacher: Model) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
         if self.foreign({"prompts_sha256": state.get("prompts_sha256")}):
@@ -109,7 +115,7 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
             )
-        known = state.get("teacher_sha256", self.teacher_sha256)
+        known = teacher.recognised(state.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256)
         if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
@@ -145,28 +151,52 @@ class Trainer:
         sane or the state not finite."""
         if self.saved == self.place:
             return
+        self.tried = self.place
         if self.window:
             self.check()  # a checkpoint of a diverged run would only hide the good one before
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
-        if not self.engine.finite():
+        if not self.finite():
             raise SidlsgError(
                 f"the weights are no longer finite at {self.images_seen:,} images, and are not saved. Start again with a smaller "
                 f"--lr, or --precision fp32 or bf16, in another --out. {self.kept()}"
             )
-        if self.processes.main:
-            facts = {
-                "adam_steps": self.engine.adam_steps,
-                "ahead": stats_to_numbers(self.engine.ahead) if self.engine.ahead else None,
-                "settings": defining(self.config),
-                "prompts_sha256": self.prompts.sha256,
-                "teacher_sha256": self.teacher_sha256,
-                "window": to_numbers(self.window),
-                "sidlsg": __version__,
-            }
-            self.checkpoints.save(self.images_seen, self.engine.state(), facts)
-        distributed.barrier()
+        distributed.by_main(self.write_checkpoint, self.processes.main)
         self.saved = self.place
+
+    def finite(self) -> bool:
+        """Whether every number of the state is finite; every process asks, and finds the same."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # offloaded state may still be on its way to the CPU
+        return self.engine.finite()
+
+    def write_checkpoint(self) -> None:
+        facts = {
+            "adam_steps": self.engine.adam_steps,
+            "ahead": stats_to_numbers(self.engine.ahead) if self.engine.ahead else None,
+            "settings": defining(self.config),
+            "prompts_sha256": self.prompts.sha256,
+            "teacher_sha256": self.teacher_sha256,
+            "machine": self.machine,
+            "window": to_numbers(self.window),
+            "sidlsg": __version__,
+        }
+        self.checkpoints.save(self.images_seen, self.engine.state(), facts)
+
+    def rescue(self) -> None:
+        """Save where the run stands when an error ends it, if that is a place to go on from. No other process is waited for: it
+        may be gone."""
+        nothing_new = self.place in (self.saved, self.tried, (0, False))
+        if nothing_new or not self.processes.main or not self.engine.whole:
+            return
+        try:
+            if self.window:
+                self.check()
+            if self.finite():
+                self.write_checkpoint()
+                self.say(f"saved at {self.images_seen:,} images, where an error ends the run", "note: ")
+        except SidlsgError:
+            pass  # no longer sane: the checkpoint before is the good one
+        except Exception as error:
+            self.say(f"nothing could be saved at {self.images_seen:,} images: {reason(error)}", "warning: ")
 
     def resume(self) -> bool:
         """Load the newest readable checkpoint; False when there is none."""
@@ -175,7 +205,7 @@ class Trainer:
             return False
         tensors, state, warnings = loaded
         for warning in warnings:
-            self.warn(f"{warning}; going on from the one before")
+            self.say(f"{warning}; going on from the one before", "warning: ")
         self.engine.load_state(tensors, state["adam_steps"])
         self.images_seen = state["images_seen"]
         self.engine.ahead = stats_from_numbers(state["ahead"], self.device) if state.get("ahead") else None
@@ -187,121 +217,158 @@ class Trainer:
 
     def agree(self) -> None:
         """Raise SidlsgError, on every process, when the processes would not train the same run from the same place."""
-        facts = {
-            "images seen": self.place,
-            "settings": defining(self.config),
-            "images": self.config.images,
-            "lr_decay": self.config.lr_decay,
-            "micro-batches": self.config.micro_batches,
-            "prompts": self.prompts.sha256,
-            "teacher": self.teacher_sha256,
-            "version": __version__,
-        }
-        if different := distributed.agree(facts):
+        if different := distributed.agree(self.shared()):
             raise SidlsgError(
                 f"the processes do not agree on: {', '.join(different)}. All of them need the same run folder on a shared disk, "
                 "the same files, and the same version of sidlsg"
             )
+
+    def shared(self) -> dict[str, Any]:
+        """What all processes must have in common: what they train, from where, and all that decides what they do together."""
+        settings = {name: value for name, value in self.config.as_dict().items() if name not in PLACES}
+        return settings | {
+            "images seen": self.place,
+            "prompts": self.prompts.sha256,
+            "teacher": self.teacher_sha256,
+            "version": __version__,
+        }
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to ``config.images``, then write the student. Raises Stopped on Ctrl-C, SidlsgError on divergence, UsageError
         when another process trains in this folder."""
-        with self.folder.locked() if self.processes.main else nullcontext():
+        config, main = self.config, self.processes.main
+        with self.folder.locked() if main else nullcontext():
             self.claim()
-            resumed = self.begin()
-            mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
-            self.mirror = Mirror(mirrored, self.folder, self.images_seen, self.warn)
-            try:
-                with closing(self.mirror):
-                    if not resumed:
-                        self.show_untrained()
-                    self.train()
-                    if self.processes.main:
-                        write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
-            finally:
-                self.report()
+            with (
+                self.log.session(self.machine, self.processes.world),
+                RunProgress(self.console, config.images, 0, self.folder, score_places(config)) as progress,
+            ):
+                self.distil(progress)
 
-    def begin(self) -> bool:
-        """Resume; or check the networks. Returns whether the run was resumed."""
+    def distil(self, progress: RunProgress) -> None:
+        """From the pre-flight, or the checkpoint, to the student, in a folder that is this run's."""
+        resumed = self.begin(progress)
+        begun = self.images_seen
+        mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
+        self.outputs.mirror = Mirror(mirrored, self.folder, begun, self.warn)
+        try:
+            with (
+                closing(self.outputs.mirror),
+                session(self.folder, lambda: self.images_seen, self.device, self.processes, self.warn),
+            ):
+                self.show_place(progress, resumed)
+                self.train(progress)
+                if self.processes.main:
+                    write_student(self.engine, self.folder.student, self.images_seen, self.prompts.sha256)
+        finally:
+            self.outputs.report()
+        scored = f", and {duration(sum(progress.scored))} of scoring" if progress.scored else ""
+        self.say(f"{self.images_seen - begun:,} images in {duration(progress.training)} of training{scored}")
+
+    def begin(self, progress: RunProgress) -> bool:
+        """Resume, where there is a checkpoint; check the networks first, where this has not been done on this machine. Returns
+        whether the run was resumed."""
+        checked = [state.get("machine") for state in self.folder.states][-1:]
+        if checked != [self.machine]:
+            again = " again, since PyTorch, driver or GPU may be others than before" if checked else ""
+            progress.status(f"pre-flight: checking networks and attention{again}")
+            found = preflight(self.engine, self.prompts[0])  # while psi and theta are copies of phi
+            self.say(f"{found}; peak memory {self.memory.read()[0]:.2f} GiB")
         resumed = self.resume()
         self.agree()
         if resumed:
             if self.processes.main:
                 for path in self.checkpoints.set_aside():
-                    say(self.console, f"the damaged checkpoint is {path} now, and can be deleted", "note: ")
+                    self.say(f"the damaged checkpoint is {path} now, and can be deleted", "note: ")
                 self.checkpoints.prune()
-            say(self.console, f"resuming at {self.images_seen:,} images; attention {self.engine.attention}")
-        else:
-            if self.processes.main:
-                if self.folder.begun:
-                    say(
-                        self.console,
-                        f"there is no checkpoint in {self.checkpoints.folder}: the run that was here before starts again from 0 "
-                        "images",
-                        "note: ",
-                    )
-                self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
-            found = preflight(self.engine, self.prompts[0])
-            say(self.console, f"{found}; peak memory {self.memory.read()[0]:.2f} GiB")
+            self.say(f"resuming at {self.images_seen:,} images; attention {self.engine.attention}")
+        elif self.processes.main:
+            if self.folder.begun:
+                self.say(
+                    f"there is no checkpoint in {self.checkpoints.folder}: the run that was here before starts again from 0 "
+                    "images",
+                    "note: ",
+                )
+            self.folder.cut_metrics(-1)  # of a run that ended before its first checkpoint
         for text in self.tracker.warnings if self.tracker else []:
-            say(self.console, f"scores while training: {text}", "note: ")
-        self.console.print(NOTE, highlight=False, style="dim", soft_wrap=True)
+            self.say(f"scores while training: {text}", "note: ")
+        self.say(NOTE)
         if self.config.precision == "fp16":
-            self.warn(FP16_NOTE)
+            self.say(FP16_NOTE, "warning: ")
         return resumed
 
     def warn(self, text: str) -> None:
-        say(self.console, text, "warning: ")
+        self.say(text, "warning: ")
 
-    def show_untrained(self) -> None:
-        """Draw what the teacher makes of the fixed prompts, where that is cheap, and draw and score the untrained generator."""
-        if self.processes.main and teacher_grid_is_cheap(self.config, len(self.grid_prompts)):
-            path = self.folder.teacher_grid
-            self.spare("the teacher's pictures", lambda: draw_teacher_grid(self.engine, self.grid_prompts, path))
-        self.grid()
-        self.score(first=True)
+    def say(self, text: str, label: str = "") -> None:
+        """Print a line, and put it into log.txt."""
+        self.log(label + text)
+        with suppress(OSError):  # a terminal that is gone
+            say(self.console, text, label)
 
-    def train(self) -> None:
-        """Iterate to ``config.images``, with all that is due on the way."""
-        config = self.config
-        if config.compile:
+    def show_place(self, progress: RunProgress, resumed: bool) -> None:
+        """Draw and score what is due where the run begins: everything about the untrained generator; on resuming, what the last
+        end came before."""
+        before = self.images_seen - self.config.batch
+        due, first = Due(before, self.images_seen), self.images_seen == 0
+        if not resumed:
+            self.outputs.teacher_grid()
+        drawn = resumed and self.outputs.grid_file(self.images_seen).is_file()
+        if due.any_of(self.grids) and not drawn:
+            self.grid()
+        if self.tracker and (first or due.any_of(score_places(self.config))):
+            lines = comparable(self.outputs.scored(), self.tracker.about)
+            scored = any(line["images_seen"] == self.images_seen for line in lines)
+            (wanted,) = distributed.any_process(self.processes.main and not scored)
+            if wanted:
+                self.score(progress)
+
+    def train(self, progress: RunProgress) -> None:
+        """Iterate to ``config.images``, with all that is due on the way. An error that ends it saves first."""
+        if self.config.compile:
             self.engine.compile()
-        grids, scores = grid_places(config.images, config.batch), score_places(config)
+        self.memory.reset()
+        progress.begin(self.images_seen)
+        with stop_signals(self.stop):
+            try:
+                self.iterate_to_the_end(progress)
+            except Exception:
+                self.rescue()
+                raise
+
+    def iterate_to_the_end(self, progress: RunProgress) -> None:
+        config, scores = self.config, score_places(self.config)
         since_saved = Clock(math.inf if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes)
         since_logged, logged = Clock(), self.images_seen
-        self.memory.reset()
-        with (
-            RunProgress(self.console, config.images, self.images_seen, self.folder) as progress,
-            stop_signals(self.stop),
-        ):
-            while self.images_seen < config.images:
-                before = self.images_seen
-                try:
-                    self.iterate()
-                except Interrupted:
-                    self.save()
-                    raise self.stopped() from None
-                due, last = Due(before, self.images_seen), self.images_seen >= config.images
-                if progress.due:
-                    psi, theta = self.window[-1]
+        while self.images_seen < config.images:
+            before = self.images_seen
+            try:
+                self.iterate()
+            except Interrupted:
+                self.save()
+                raise self.stopped() from None
+            due, last = Due(before, self.images_seen), self.images_seen >= config.images
+            psi, theta = self.window[-1]
+            if due.every(config.log_every) or last:
+                self.record(self.check(), (self.images_seen - logged) / since_logged.passed)
+                self.window, logged = [], self.images_seen
+                since_logged.restart()
+            stopping, late = distributed.any_process(self.stop.is_set(), since_saved.due)
+            if due.every(config.checkpoint_every) or late or stopping or last:
+                self.save()  # before all that may fail, or take long
+                since_saved.restart()
+            if stopping and not last:
+                raise self.stopped()
+            if due.any_of(self.grids):
+                self.grid()
+            if self.tracker and due.any_of(scores):
+                with since_logged.halted():
+                    self.score(progress)
+            if progress.due or last:
+                with suppress(OSError):
                     progress.update(self.images_seen, psi.loss.item(), theta.loss.item(), self.memory.read()[0])
-                if due.every(config.log_every) or last:
-                    self.log(self.check(), (self.images_seen - logged) / since_logged.passed)
-                    self.window, logged = [], self.images_seen
-                    since_logged.restart()
-                if due.any_of(grids):
-                    self.grid()
-                if due.any_of(scores):
-                    with since_logged.halted():
-                        self.score()
-                stopping, late = distributed.any_process(self.stop.is_set(), since_saved.due)
-                if due.every(config.checkpoint_every) or late or stopping or last:
-                    self.save()
-                    since_saved.restart()
-                if stopping and not last:
-                    raise self.stopped()
 
     def stopped(self) -> Stopped:
         return Stopped(f"stopped at {self.images_seen:,} images; run the same command again to go on")
@@ -342,63 +409,24 @@ class Trainer:
         last = self.checkpoints.complete()
         return f"The last checkpoint before, {last[-1]}, is kept." if last else "No checkpoint had been written yet."
 
-    def log(self, found: Summary, rate: float) -> None:
+    def record(self, found: Summary, rate: float) -> None:
         """Append a line to metrics.jsonl."""
-        if not self.processes.main:
-            return
-        line = {
-            "images_seen": self.images_seen,
-            **found.as_line(),
-            "images_per_second": round(rate, 3),
-            "peak_gib": round(self.memory.read()[0], 3),
-        }
-        with self.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.mirror.line(line)
+        line = {"images_seen": self.images_seen, **found.as_line(), "lr": self.engine.lr}
+        line |= {"images_per_second": round(rate, 3), "peak_gib": round(self.memory.read()[0], 3), "time": now()}
+        self.outputs.metrics(line)
 
-    def spare(self, what: str, work: Callable[[], object]) -> None:
-        """Make something that the run can do without: what goes wrong there is said, and the run goes on."""
-        try:
-            work()
-        except Exception as error:
-            self.warn(f"the run goes on without {what}: {sentence(error)}")
-
-    def report(self) -> None:
-        """Write report.html anew."""
-        if self.processes.main:
-            self.spare("its report", lambda: report.write(self.folder.path))
+    @property
+    def grids(self) -> list[int]:
+        return grid_places(self.config.images, self.config.batch)
 
     def grid(self) -> None:
-        """Draw the fixed prompts to samples/<images seen>.png, and show them in the report."""
-        if self.processes.main:
-            path = self.folder.samples / f"{self.images_seen:012d}.png"
-            draw_grid(self.engine, self.grid_prompts, self.images_seen, path)
-            self.mirror.picture(self.images_seen, path)
-            self.report()
+        """Draw the fixed prompts, and write the report anew."""
+        self.outputs.grid(self.images_seen)
         self.memory.reset()
 
-    def score(self, first: bool = False) -> None:
-        """Score the student, where that is wanted: append to scores.jsonl and redraw curves.png.
-
-        When the distance is the smallest so far, write best/; not at ``first``, when the generator is untrained.
-        """
-        tracker, folder = self.tracker, self.folder
-        if tracker is None:
-            return
-        scores = tracker(
-            lambda z, prompts: draw_pictures(self.engine, z, prompts),
-            self.engine.averaged,
-            self.engine.teacher.latent_shape,
-        )
-        if self.processes.main:
-            earlier = read_metrics(folder.scores) if folder.scores.is_file() else []
-            line = {"images_seen": self.images_seen} | tracker.about | scores
-            with folder.scores.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self.mirror.line(line)
-            draw_curves([*earlier, line], folder.curves, tracker.protocol.distance)
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            say(self.console, f"{self.images_seen:,} images: {shown}")
-            if not first and all(scores[tracker.key] < old[tracker.key] for old in earlier if old["images_seen"] > 0):
-                write_student(self.engine, folder.best, self.images_seen, self.prompts.sha256, scores)
+    def score(self, progress: RunProgress) -> None:
+        """Score the student; every process draws a share of the pictures."""
+        assert self.tracker is not None
+        with progress.scoring(self.images_seen, self.tracker.pictures) as tick:
+            self.outputs.score(self.tracker, self.images_seen, lambda count: tick(count * self.processes.world))
         self.memory.reset()

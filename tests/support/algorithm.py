@@ -29,8 +29,17 @@ KAPPAS = {
 class Setup:
     """phi, psi, theta in float64 with their updates; psi and theta differ from phi after ``disturb``."""
 
-    def __init__(self, kappas=(1.5,) * 4, alpha=1.0, batch=8, prediction="epsilon", autocast=None, dtype=torch.float64):
-        unet = tiny_unet().to(dtype)
+    def __init__(
+        self,
+        kappas=(1.5,) * 4,
+        alpha=1.0,
+        batch=8,
+        prediction="epsilon",
+        autocast=None,
+        dtype=torch.float64,
+        unet=None,
+    ):
+        unet = (unet or tiny_unet()).to(dtype)
         self.schedule = NoiseSchedule(ddpm_schedule(SD_BETAS).betas, prediction)
         self.phi, self.psi, self.theta = (copy.deepcopy(unet) for _ in range(3))
         self.phi.requires_grad_(False)
@@ -47,10 +56,10 @@ class Setup:
         self.update_psi = NetworkUpdate(self.psi, LeanAdam(self.psi.parameters(), lr=1e-4), batch)
         self.update_theta = NetworkUpdate(self.theta, LeanAdam(self.theta.parameters(), lr=1e-4), batch)
 
-    def iterate(self, first: Batch, second: Batch) -> tuple[Stats, Stats]:
-        """One iteration of Algorithm 1, in micro-batches of 4."""
-        psi = update_fake_score(self.nets, self.update_psi, first, 4)
-        return psi, update_generator(self.nets, self.update_theta, second, 4)
+    def iterate(self, first: Batch, second: Batch, micro_batch: int = 4) -> tuple[Stats, Stats]:
+        """One iteration of Algorithm 1."""
+        psi = update_fake_score(self.nets, self.update_psi, first, micro_batch)
+        return psi, update_generator(self.nets, self.update_theta, second, micro_batch)
 
     def disturb(self) -> None:
         torch.manual_seed(11)

@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def science(out: Path) -> list[dict[str, Any]]:
     """Metrics without what the clock and the memory say."""
-    drop = ("images_per_second", "peak_gib")
+    drop = ("images_per_second", "peak_gib", "time")
     return [{k: v for k, v in line.items() if k not in drop} for line in read_metrics(out / "metrics.jsonl")]
 
 
@@ -64,3 +64,7 @@ checkpoint_every: 16
 grid_images: 4
 device: cpu
 """
+
+# The options of a run of two iterations by the command line, and of one.
+SIZES = ["--preset", "cpu", "--batch", "8", "--micro-batch", "4", "--device", "cpu", "--set", "grid_images=1"]
+TWO, ONE = [*SIZES, "--images", "16"], [*SIZES, "--images", "8"]
