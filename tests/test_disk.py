@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,7 +247,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
         weight.data = weight.data.double()
     saved_with(40)
     weight.data = weight.data.float()
-    assert subject.begin()
+    assert subject.begin(SimpleNamespace(status=lambda text: None))  # type: ignore[arg-type]
     assert subject.images_seen == 8
     said = capsys.readouterr().out
     for number, reason in [

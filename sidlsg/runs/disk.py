@@ -92,11 +92,14 @@ class Holder:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other runs out of the folder of the file ``path`` inside the block; the file names the process that does.
+def locked(path: Path, doing: str = "training") -> Iterator[None]:
+    """Keep other processes out of the folder of the file ``path`` inside the block; the file names the process that does.
 
     Where the file system has locks, the system ends them with their process. Elsewhere the file itself is the lock, until its
     process has ended on this host, or somebody deletes it.
+
+    Args:
+        doing: for the message, what the other process does there.
 
     Raises UsageError when another process has it, SidlsgError when the file cannot be written.
     """
@@ -108,7 +111,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         holder = Holder.of(os.read(handle, 1000).decode(errors="replace"))
         if found is False or (found is None and holder is not None and not holder.gone):
-            raise UsageError(_busy(path, holder))
+            raise UsageError(_busy(path, doing, holder))
         ours = True
         _name(handle, Holder.here().text)
         yield
@@ -146,10 +149,10 @@ def _flock(handle: int) -> bool | None:
     return True
 
 
-def _busy(path: Path, holder: Holder | None) -> str:
+def _busy(path: Path, doing: str, holder: Holder | None) -> str:
     who = f" (process {holder.pid} on {holder.host})" if holder else ""
     end = "it has ended" if holder is None else f"it has ended, in a crash of {holder.host}"
     return (
-        f"another process is training in {path.parent}{who}; wait for it, or give another --out (for several GPUs: torchrun). If "
+        f"another process is {doing} in {path.parent}{who}; wait for it, or give another --out (for several GPUs: torchrun). If "
         f"{end}, delete {path} and run the same command again"
     )
