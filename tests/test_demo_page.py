@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from support.terminal import one_line
 from sidlsg.demo.studio import LAST_SEED, LONGEST, Studio
+from support.terminal import one_line
 
 pytest.importorskip("uvicorn", reason='no demo extra: pip install "sidlsg[demo]"')
 

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ from sidlsg.files import flush, fresh, replace_folder, still_missing
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.disk import Holder, probe
 from sidlsg.runs.folder import RunFolder
-from support.processes import on_ranks
 from support.runs import config_for, trainer
 
 BUSY = "another process is training in"
@@ -188,33 +188,6 @@ def test_a_name_that_is_seen_late_is_waited_for(tmp_path: Path, monkeypatch: pyt
     assert clock[0] == pytest.approx(seen_at + 60)
 
 
-def one_process_is_slow_and_one_differs(rank: int, teacher: Path, out: Path, prompts: Path) -> tuple[bool, str]:
-    """Whether the checkpoint was there when this process had saved; and what it says of a teacher that only it has."""
-    subject = trainer(config_for(teacher), out, prompts)
-    save = subject.checkpoints.save
-
-    def slowly(*args: Any) -> Path:
-        time.sleep(1)
-        return save(*args)
-
-    subject.checkpoints.save = slowly  # type: ignore[method-assign]
-    subject.claim()
-    subject.save()
-    there = bool(Checkpoints(out / "checkpoints").complete())
-    subject.teacher_sha256 = {**subject.teacher_sha256, "unet": f"of rank {rank}"}
-    try:
-        subject.agree()
-    except SidlsgError as error:
-        return there, str(error)
-    return there, ""
-
-
-def test_processes_wait_for_a_checkpoint_and_agree_on_the_teacher(tiny_teacher, prompt_file, tmp_path) -> None:
-    for there, said in on_ranks(2, one_process_is_slow_and_one_differs, tiny_teacher, tmp_path / "run", prompt_file):
-        assert there
-        assert "the processes do not agree on: teacher" in said
-
-
 # -- the trainer's use of checkpoints --------------------------------------------------------------------------------------------
 
 
@@ -246,7 +219,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
         weight.data = weight.data.double()
     saved_with(40)
     weight.data = weight.data.float()
-    assert subject.begin(RunProgress(subject.console, subject.config.images, 0, subject.folder))
+    assert subject.begin(SimpleNamespace(status=lambda text: None))  # type: ignore[arg-type]
     assert subject.images_seen == 8
     said = capsys.readouterr().out
     for number, reason in [

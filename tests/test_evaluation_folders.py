@@ -304,7 +304,7 @@ def test_the_command_keeps_what_is_there(run, tmp_path: Path) -> None:
     with RunFolder(Path("out")).locked():
         code, _, err = run(*command)
     assert code == 2
-    one_line(err, "another process", "out")
+    one_line(err, "another process is evaluating in", "out")
     assert results(Path("out"))["scores"] == whole["scores"]
 
 

@@ -9,13 +9,13 @@ import yaml
 from PIL import Image
 
 import sidlsg
-from support.terminal import one_line
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import describe_model
 from sidlsg.sampling import grid
 from sidlsg.sampling.grid import prompt_grid, seed_ranges
+from support.terminal import one_line
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from support.terminal import one_line
 from sidlsg import tables
 from sidlsg.errors import UsageError
 from sidlsg.prompts import PromptFile
+from support.terminal import one_line
 
 
 @pytest.fixture

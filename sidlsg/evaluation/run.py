@@ -46,7 +46,8 @@ from sidlsg.evaluation.scoring import (
 from sidlsg.evaluation.teacher_images import draw_teacher, run_config, run_prompts
 from sidlsg.files import write_text
 from sidlsg.paths import check_output
-from sidlsg.runs.folder import RunFolder, owner
+from sidlsg.runs import disk
+from sidlsg.runs.folder import owner
 from sidlsg.runs.opening import open_model
 from sidlsg.terminal import say
 from sidlsg.version import __version__
@@ -83,7 +84,7 @@ def _alone(folder: Path) -> Iterator[None]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with RunFolder(folder).locked():
+        with disk.locked(folder / ".lock", "evaluating"):
             yield
     finally:
         for place in made:

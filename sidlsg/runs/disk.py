@@ -92,11 +92,14 @@ class Holder:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other runs out of the folder of the file ``path`` inside the block; the file names the process that does.
+def locked(path: Path, doing: str = "training") -> Iterator[None]:
+    """Keep other processes out of the folder of the file ``path`` inside the block; the file names the process that does.
 
     Where the file system has locks, the system ends them with their process. Elsewhere the file itself is the lock, until its
     process has ended on this host, or somebody deletes it.
+
+    Args:
+        doing: for the message, what the other process does there.
 
     Raises UsageError when another process has it, SidlsgError when the file cannot be written.
     """
@@ -104,20 +107,20 @@ def locked(path: Path) -> Iterator[None]:
         handle = _open(path)
     except OSError as error:
         raise SidlsgError(f"cannot write to {path.parent}: {error.strerror}; give another --out") from error
+    ours, found = False, _flock(handle)
     try:
-        found = _flock(handle)
-        holder = Holder.of(os.pread(handle, 1000, 0).decode(errors="replace"))
+        holder = Holder.of(os.read(handle, 1000).decode(errors="replace"))
         if found is False or (found is None and holder is not None and not holder.gone):
-            raise UsageError(_busy(path, holder))
+            raise UsageError(_busy(path, doing, holder))
+        ours = True
         _name(handle, Holder.here().text)
-        try:
-            yield
-        finally:
-            _name(handle, "")
-            if found is None:
-                path.unlink(missing_ok=True)
+        yield
     finally:
+        if ours:
+            _name(handle, "")
         os.close(handle)
+        if ours and found is None:
+            path.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> int:
@@ -131,7 +134,8 @@ def _name(handle: int, text: str) -> None:
     """Write who holds a lock into its file, if that may be written."""
     with suppress(OSError):
         os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, text.encode())
 
 
 def _flock(handle: int) -> bool | None:
@@ -145,10 +149,10 @@ def _flock(handle: int) -> bool | None:
     return True
 
 
-def _busy(path: Path, holder: Holder | None) -> str:
+def _busy(path: Path, doing: str, holder: Holder | None) -> str:
     who = f" (process {holder.pid} on {holder.host})" if holder else ""
     end = "it has ended" if holder is None else f"it has ended, in a crash of {holder.host}"
     return (
-        f"another process is training in {path.parent}{who}; wait for it, or give another --out (for several GPUs: torchrun). If "
+        f"another process is {doing} in {path.parent}{who}; wait for it, or give another --out (for several GPUs: torchrun). If "
         f"{end}, delete {path} and run the same command again"
     )

@@ -117,8 +117,12 @@ class Trainer:
             )
         # Every checkpoint of this run, since those of older versions have recorded less.
         mine = [known for known in self.folder.states if not self.foreign(known)]
-        found = [teacher.recognised(known.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256) for known in mine]
-        if other := [name for name, sha in self.teacher_sha256.items() if any(known.get(name) != sha for known in found)]:
+        found = [
+            teacher.recognised(known.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256) for known in mine
+        ]
+        if other := [
+            name for name, sha in self.teacher_sha256.items() if any(known.get(name) != sha for known in found)
+        ]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
                 "back, or give another --out to start a new run"
