@@ -29,7 +29,8 @@ def distill(
     """Distil a teacher into a one-step generator, or resume that run; returns its folder, with the student in ``.student``.
 
     Args:
-        preset: a preset's name or a YAML file; None is ``cpu`` for the embedded teacher, else the one for this machine's GPU.
+        preset: a preset's name or a YAML file; None is ``cpu`` for the embedded teacher, else the one for the GPU that ``gpu``
+            names, or for this machine's.
         out: run folder; None is one below ``runs/``, the same for the same settings.
         force: run even if the plan says that memory will not suffice.
         console: where plan and progress are printed.
@@ -84,14 +85,18 @@ def sample(
         batch: pictures drawn at once.
         precision: fp32, bf16 or fp16; None is fp16 on a GPU, else fp32.
 
-    Raises UsageError for options that do not fit the model, and for a prompt that is not valid Unicode.
+    Raises UsageError, before the model is loaded, for options that do not fit it, a prompt that is not valid Unicode, and a seed
+    that is not in 0 to 2^64 - 1.
     """
     from sidlsg.devices import DTYPES, pick_device, pick_precision
-    from sidlsg.runs.opening import open_model
-    from sidlsg.sampling.draw import check_prompts, check_sampling, draw
+    from sidlsg.runs.opening import describe_model, open_model
+    from sidlsg.sampling.draw import check_prompts, check_sampling, check_seeds, draw
 
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(texts)
+    check_seeds(seeds)
+    if (about := describe_model(str(model))) is not None:
+        check_sampling(about, steps, guidance, sampler)
     where = pick_device(device)
     net = open_model(str(model), where, DTYPES[pick_precision(precision, where)])
     check_sampling(net, steps, guidance, sampler)

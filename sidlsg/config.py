@@ -171,7 +171,7 @@ class Config:
     grid_prompts: str | None = None  # prompts of the sample grid; None: the teacher's own, or the first of `prompts`
     grid_images: Annotated[int, Field(ge=1, le=256)] = 16
     eval_every: Annotated[Count | None, FREE] = None  # images between two scorings of the student; None: never
-    eval_protocol: Annotated[str, FREE] = "embedded"  # gigagan for Stable Diffusion
+    eval_protocol: Annotated[str, FREE] = "embedded"  # of emoji; for another teacher: teacher, or gigagan
     eval_reference: Annotated[str | None, FREE] = None  # file of `sidlsg eval stats`; embedded has its own
     eval_images: Annotated[Count, Field(ge=16), FREE] = 1024
     # Where metrics, scores and grids go besides the run's own files (extras of the same names).

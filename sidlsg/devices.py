@@ -1,18 +1,23 @@
-"""Devices and dtypes by the names that users give them."""
+"""Devices and dtypes by the names that users give them; what a device is, and the software on it."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
+import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from sidlsg.data import PACKAGE
 from sidlsg.errors import UsageError, nearest
+from sidlsg.version import __version__
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +57,13 @@ def pick_precision(name: str | None, device: torch.device) -> str:
     return name or ("fp16" if device.type == "cuda" else "fp32")
 
 
+def release(device: torch.device) -> None:
+    """Free what nothing refers to any more; PyTorch gives back to the GPU what it holds and does not use."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def machine(device: torch.device) -> dict[str, str]:
     """What decides which kernels compute, and so what a check of them holds for: PyTorch, the GPU and its driver ("" where
     unknown)."""
@@ -80,10 +92,9 @@ class PeakMemory:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew. PyTorch gives back to the GPU what it holds and does not use."""
-        gc.collect()
+        """Begin anew, after ``release``."""
+        release(self.device)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError):  # not on Linux: cannot be reset
@@ -107,3 +118,34 @@ def peak_resident() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """Read the name of the device, its memory (GPU) or threads (CPU), and versions of the software."""
+    facts: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0], "sidlsg": source_version()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"device": properties.name, "memory_gib": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+    else:
+        facts |= {"device": cpu_name(), "threads": torch.get_num_threads()}
+    return facts
+
+
+def source_version() -> str:
+    """The package's version and, in a git checkout, the commit (with + if files differ from it)."""
+    if not (PACKAGE.parent / ".git").exists():
+        return __version__
+    git = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__} at {commit}"
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

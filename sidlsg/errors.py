@@ -34,7 +34,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def sentence(error: BaseException, length: int = 300) -> str:
     """What an error of a library says first, as one sentence with a full stop, to be quoted in a message of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(lines[0].split()), maxsplit=1)[0]
+    first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(word[:length] for word in lines[0].split()), maxsplit=1)[0]
     return (first if len(first) <= length else first[: first.rfind(" ", 0, length)]).rstrip(".:;, ") + "."
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -134,26 +136,37 @@ def still_missing(paths: Iterable[Path]) -> list[Path]:
     return lost
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write NumPy arrays as ``.npz`` under a temporary name of this process's own, and rename; makes the folder."""
-    import numpy as np
+PART = ".part"  # the end of the name of a file that is still being written
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to, and rename it to ``path`` when the block ends; it is removed when the block fails.
+
+    No two writers have the same one, whatever their process, host or thread: each replaces the file by a whole one.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write NumPy arrays as ``.npz`` under a temporary name, and rename; makes the folder."""
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # closed before it is renamed
+        np.savez(file, **arrays)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name, flush to the disk, and rename. File names that are not UTF-8 are written with escapes."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    flush(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        flush(temporary)
 
 
 def append_line(path: Path, text: str) -> None:

@@ -34,18 +34,18 @@ def check_output(folder: Path) -> None:
     if not writable(folder):
         raise refusal
     try:  # permissions say little on Windows, to root, and of what is no disk
-        tempfile.TemporaryFile(dir=_existing(folder)).close()
+        tempfile.TemporaryFile(dir=existing(folder)).close()
     except OSError:
         raise refusal from None
 
 
 def writable(folder: Path) -> bool:
     """Whether files may be made in a folder, which need not exist yet, by the permissions. Writes nothing."""
-    place = _existing(folder)
+    place = existing(folder)
     return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
 
 
-def _existing(folder: Path) -> str:
+def existing(folder: Path) -> str:
     """The folder, with links followed, or the nearest one above it that exists."""
     place = os.path.realpath(folder)
     while not os.path.exists(place) and os.path.dirname(place) != place:

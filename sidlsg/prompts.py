@@ -10,19 +10,24 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO, overload
+from typing import overload
 
 import numpy as np
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.tables import MARK, Delimited, JsonLines, Lines, Row, from_parquet, kind_of
 
+IN_MEMORY = 1 << 26  # bytes: the copy of a larger file is a temporary file
+
 
 class PromptFile(Sequence[str]):
-    """The captions of a file, stripped, read on demand: each takes 16 bytes of memory. Those that are blank are left out.
+    """The captions of a file, stripped. Those that are blank are left out.
+
+    The file is copied once, since a run reads its prompts for days and files are edited meanwhile: into memory or, from 64 MiB
+    on, into a temporary file without a name. A caption takes 16 bytes of memory beside its copy.
 
     A text file has one caption a line; lines end with a line feed, alone or after carriage returns. A table (CSV, TSV, JSON
-    Lines, Parquet; see ``sidlsg.tables``) has one in each row. A pipe is read once, into a temporary file.
+    Lines, Parquet; see ``sidlsg.tables``) has one in each row. A pipe is read once.
 
     Args:
         numbered: keep blank captions as "", so that item i is line or row i: a caption file is read this way, since it belongs to
@@ -33,6 +38,7 @@ class PromptFile(Sequence[str]):
     Attributes:
         column: that was read; None for a text file.
         names: the file names, row by row; None without ``file_column``.
+        broken: the line of a CSV file at which the first row with a line break in a field begins; None without one.
         sha256: hash of the file, and for a table also of the names of its columns that were read, each after a NUL byte.
 
     Raises UsageError when the file is missing or unreadable, holds no caption, is not UTF-8 (naming the line), or is no list of
@@ -44,6 +50,7 @@ class PromptFile(Sequence[str]):
     ) -> None:
         self.path = Path(path)
         self.column: str | None = None
+        self.broken: int | None = None
         self.names: list[str] | None = None if file_column is None else []
         where = f"{'caption' if numbered else 'prompt'} file {path}"
         nothing = UsageError(f"{where} holds no prompts; give a text file with one prompt a line")
@@ -68,6 +75,7 @@ class PromptFile(Sequence[str]):
                 table = JsonLines(lines, column, file_column)
             self.column, self._parse = table.column, table.parse
             spans = _rows(lines, table, numbered, self.names)
+            self.broken = table.broken
             for name in (self.column, file_column):
                 if name is not None:
                     digest.update(b"\0" + name.encode())
@@ -107,10 +115,7 @@ def _lines(lines: Lines, numbered: bool) -> array[int]:
         text = line.rstrip("\r\n")
         # A file without line feeds is one line; elsewhere a carriage return is a blank, unless lines are counted.
         if "\r" in text and (numbered or (lines.number == 1 and not line.endswith("\n"))):
-            raise lines.error(
-                "a carriage return inside the line, so that lines cannot be counted; convert its line ends, for instance with: "
-                "tr '\\r' '\\n'"
-            )
+            raise lines.carriage_return()
         text = text.removeprefix(MARK)
         if numbered and MARK in text:
             raise lines.error(
@@ -143,7 +148,7 @@ def _rows(lines: Lines, table: Iterable[Row | None], numbered: bool, names: list
 
 
 def _open(path: Path, where: str) -> mmap | None:
-    """The bytes of a file, or of a pipe, which is copied; None when it is empty."""
+    """A copy of a file, or of what a pipe gives; None when it is empty."""
     if path.is_dir():
         raise UsageError(f"{where} is a folder; give a text file with one prompt a line, or a table")
     try:
@@ -153,13 +158,19 @@ def _open(path: Path, where: str) -> mmap | None:
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {error.strerror}") from None
     with file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return _map(file)
+        known = os.fstat(file.fileno())
+        if stat.S_ISREG(known.st_mode) and known.st_size <= IN_MEMORY:
+            return _in_memory(file.read())
         return _temporary(iter(lambda: file.read(1 << 20), b""), where)
 
 
-def _map(file: IO[bytes]) -> mmap | None:
-    return mmap(file.fileno(), 0, access=ACCESS_READ) if file.seek(0, os.SEEK_END) else None
+def _in_memory(content: bytes) -> mmap | None:
+    """The bytes as a map of no file; None for no bytes."""
+    if not content:
+        return None
+    copy = mmap(-1, len(content))
+    copy[:] = content
+    return copy
 
 
 def _temporary(parts: Iterable[bytes], where: str) -> mmap | None:
@@ -167,7 +178,8 @@ def _temporary(parts: Iterable[bytes], where: str) -> mmap | None:
     try:
         with tempfile.TemporaryFile() as file:
             file.writelines(parts)
-            return _map(file)
+            file.flush()
+            return mmap(file.fileno(), 0, access=ACCESS_READ) if file.tell() else None
     except OSError as error:
         raise SidlsgError(
             f"{where} cannot be copied to a temporary file ({error.strerror}); set TMPDIR to a folder with room"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from mmap import mmap
@@ -35,6 +36,10 @@ FOREIGN = (
 PLAUSIBLE = re.compile(r"(caption|text|prompt)s?", re.IGNORECASE)
 DELIMITERS = ",\t;|"
 HEADER = re.compile(r'("?[\w.-]*"?)([,\t;|]"?[\w.-]+"?)+')
+# A row of a tab-separated file whose quotation marks are all those of quoted fields, closed in their line.
+QUOTED_ROW = re.compile(rb"(F)(\t(F))*\r*\n?".replace(b"F", rb'[^"\t\r\n]*|"[^"]*(?:""[^"]*)*"'))
+LONGEST_FIELD = 1 << 24  # characters: what a quotation mark that nothing closes may gather before the file is refused
+LARGEST_DOCUMENT = 1 << 28  # bytes of a JSON document that is read whole, to say what it is
 
 
 def kind_of(data: mmap, suffix: str, where: str, column: str | None) -> str:
@@ -53,9 +58,15 @@ def kind_of(data: mmap, suffix: str, where: str, column: str | None) -> str:
     if suffix in (".parquet", ".pq"):
         raise UsageError(f"{where} is not a Parquet file (it begins with {head[:8]!r}); fetch or write it again")
     first = _first_line(data)
-    if first.lstrip().startswith(b"{") and _object(first):
+    if first.lstrip().startswith(b"{") and (row := _object(first)):
+        alone = not any(line.strip() for line in iter(data.readline, b""))
+        if alone and not _is_row(row, column) and (program := jq_program(row)):
+            raise _document(where, program)
         return "jsonl"
     if suffix in (".jsonl", ".ndjson", ".json") or first.strip() == b"{":
+        document = _object(data[:]) if first.lstrip().startswith(b"{") and len(data) <= LARGEST_DOCUMENT else None
+        if document and (program := jq_program(document)):
+            raise _document(where, program)
         raise UsageError(
             f"{where} is not JSON Lines: its first line is no JSON object of its own; write one object a line"
         )
@@ -80,16 +91,79 @@ def _object(line: str | bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _is_row(value: dict[str, Any], column: str | None) -> bool:
+    """Whether an object has a text, or null, where a row of JSON Lines has its caption."""
+    texts = [value[name] for name in value if (PLAUSIBLE.fullmatch(name) if column is None else name == column)]
+    return any(text is None or isinstance(text, str) for text in texts)
+
+
+def _document(where: str, program: str) -> UsageError:
+    return UsageError(
+        f"{where} is one JSON object and not JSON Lines; write one object a line, with: jq -c '{program}' IN > OUT.jsonl"
+    )
+
+
+def jq_program(document: dict[str, Any]) -> str | None:
+    """The program for jq that turns a JSON document with captions in it into JSON Lines; None where no captions are found.
+
+    Known forms: a list of rows under a key (COCO); such a list whose rows hold lists of sentences (Karpathy); an object for each
+    file name (kohya); columns (pandas); an object of nothing but texts.
+    """
+    for key, value in document.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict):
+            if _text_key(first):
+                return f"{_at(key)}[]"
+            for inner, rows in first.items():
+                if (
+                    isinstance(rows, list)
+                    and rows
+                    and isinstance(rows[0], dict)
+                    and (text := _text_key(rows[0], "raw"))
+                ):
+                    file = next((name for name in ("filename", "file_name") if name in first), None)
+                    name = "" if file is None else f"file_name: .{file}, "
+                    return f"{_at(key)}[] | {{{name}caption: {_at(inner)}[]{_at(text)}}}"
+        elif PLAUSIBLE.fullmatch(key) and isinstance(value, list | dict) and _are_texts(value):
+            return f"{_at(key)}[] | {{caption: .}}"
+    first = next(iter(document.values()), None)
+    if isinstance(first, dict) and (text := _text_key(first)):
+        return f"to_entries[] | {{file_name: .key, caption: .value{_at(text)}}}"
+    return ".[] | {caption: .}" if len(document) > 1 and _are_texts(document) else None
+
+
+def _text_key(row: dict[str, Any], *more: str) -> str | None:
+    """The first key with a usual name for captions, or one of ``more``, that has a text."""
+    usual = (key for key, value in row.items() if isinstance(value, str) and (PLAUSIBLE.fullmatch(key) or key in more))
+    return next(usual, None)
+
+
+def _are_texts(values: list[Any] | dict[str, Any]) -> bool:
+    listed = list(values.values()) if isinstance(values, dict) else values
+    return bool(listed) and all(isinstance(value, str) for value in listed)
+
+
+def _at(key: str) -> str:
+    """The value of a key, for jq in a shell's single quotes."""
+    quoted = json.dumps(key).replace("'", "\\u0027")
+    return f".{key}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) else f".[{quoted}]"
+
+
 def _has_header(head: bytes) -> bool:
-    """Whether the first line names columns, one of them a usual one for captions, and the next rows have as many fields."""
+    """Whether the first line names columns, one of them a usual one for captions, and the next rows have as many fields.
+
+    They may have them with quotation marks taken for letters: stray ones are the reader's to refuse, and make no table a text.
+    """
     header, *lines = head.decode("utf-8", errors="replace").split("\n")
     if not HEADER.fullmatch(header.rstrip("\r")):
         return False
-    try:
-        names, *rows = islice(csv.reader((line + "\n" for line in (header, *lines)), delimiter=_delimiter(header)), 6)
-    except csv.Error:
-        return False
-    return any(rows) and any(map(PLAUSIBLE.fullmatch, names)) and all(len(row) in (0, len(names)) for row in rows)
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+        reader = csv.reader((line + "\n" for line in (header, *lines)), delimiter=_delimiter(header), quoting=quoting)
+        with contextlib.suppress(csv.Error):
+            names, *rows = islice(reader, 6)
+            if any(rows) and any(map(PLAUSIBLE.fullmatch, names)) and all(len(r) in (0, len(names)) for r in rows):
+                return True
+    return False
 
 
 def _delimiter(header: str) -> str:
@@ -126,6 +200,13 @@ class Lines(Iterator[str]):
     def error(self, text: str, line: int | None = None) -> UsageError:
         return UsageError(f"{self.where}, line {line or self.number}: {text}")
 
+    def carriage_return(self) -> UsageError:
+        """Of a line with a carriage return inside, which may be a line's end or not."""
+        return self.error(
+            "a carriage return inside the line, so that lines cannot be counted; convert its line ends, for instance with: "
+            "tr '\\r' '\\n'"
+        )
+
 
 @dataclass(frozen=True)
 class Row:
@@ -138,58 +219,128 @@ class Row:
 class Delimited:
     """The rows of a CSV or TSV file whose first line names the columns; None stands for a blank line.
 
+    In CSV a quoted field may hold line breaks. With tabs a row is a line, and quotation marks are letters unless each of them
+    is one that Python's ``csv`` would write, as around a field that holds one.
+
     Args:
         column, file_column: see ``choose``; that of the file names may be None.
 
-    Raises UsageError, naming the line, for rows that are not CSV or do not fit the first one, and for a column that is not there.
+    Attributes:
+        broken: the first line of the first row that has a line break in a field, once rows were read; None without such a row.
+
+    Raises UsageError, naming the line, for rows that are not CSV or do not fit the first one, for rows that quotation marks seem
+    to have made one, and for a column that is not there.
     """
 
     def __init__(self, lines: Lines, column: str | None, file_column: str | None, tabs: bool = False) -> None:
         header = _first_line(lines.data).decode("utf-8", errors="replace")
-        lines.data.seek(lines.end)
         self.lines, self.delimiter = lines, "\t" if tabs else _delimiter(header)
-        self.reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        self.quoted = self.delimiter != "\t" or _tabs_are_quoted(lines.data)
+        blank = "" if f"{self.delimiter} " in header else "(?! )"  # in prose a blank follows a comma
+        self.separator = re.compile(re.escape(self.delimiter) + blank)
+        self.broken: int | None = None
+        lines.data.seek(lines.end)
+        # The limit is the process's: 131,072 unless somebody raised it.
+        csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
+        self.reader = self._records(lines)
         self.columns = next(([name.strip() for name in row] for row in iter(self._record, None) if row), [])
         self.column = choose(self.columns, column, lines.where)
         self.caption = self.columns.index(self.column)
         self.file = None if file_column is None else self.columns.index(choose(self.columns, file_column, lines.where))
 
+    def _records(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """The fields of each row; none for a blank line."""
+        if self.quoted:
+            return csv.reader(lines, delimiter=self.delimiter, strict=True)
+        return (text.split("\t") if (text := line.rstrip("\r\n")) else [] for line in lines)
+
     def _record(self) -> list[str] | None:
         """The next row, [] for a blank line, None at the end."""
         first = self.lines.number + 1
         try:
-            return next(self.reader, None)
+            record = next(self.reader, None)
         except csv.Error as error:
-            raise self.lines.error(
-                f"not a row of a CSV file ({error}); a field with quotation marks or line breaks must be quoted", first
-            ) from None
+            if "field limit" in str(error):
+                remedy = f"a field of more than {LONGEST_FIELD:,} characters; a quotation mark is opened and not closed there"
+            else:
+                remedy = (
+                    f"not a row of a CSV file ({error}); a field with quotation marks or line breaks must be quoted"
+                )
+            raise self.lines.error(remedy, first) from None
+        if record and not self.quoted and any("\r" in field for field in record):
+            raise self.lines.carriage_return()
+        if record and self.lines.number > first and any("\n" in field for field in record):
+            if _seem_rows(record, self.separator):
+                raise self.lines.error(
+                    f"lines {first:,} to {self.lines.number:,} are one row, since a field begins with a quotation mark at the "
+                    f"first and ends with one at the last, but each of them has the {len(record)} fields of a row; where these "
+                    'marks are of the texts, double them and put the field in quotation marks (""" letters"), or give JSON Lines',
+                    first,
+                )
+            self.broken = self.broken or first
+        return record
 
     def __iter__(self) -> Iterator[Row | None]:
         width = len(self.columns)
+        remedy = f"a field that holds {self.delimiter!r} must be quoted"
+        if self.delimiter == "\t":
+            remedy = "in a tab-separated file a row is a line; give texts with tabs or line breaks as CSV or JSON Lines"
         for record in iter(self._record, None):
             if not record or (len(record) == 1 < width and not record[0].strip()):
                 yield None
             elif len(record) != width:
-                raise self.lines.error(
-                    f"{len(record)} fields, but the first line names {width} columns; a field that holds {self.delimiter!r} "
-                    "must be quoted"
-                )
+                raise self.lines.error(f"{len(record)} fields, but the first line names {width} columns; {remedy}")
             else:
                 yield Row(record[self.caption].strip(), "" if self.file is None else record[self.file].strip())
 
     def parse(self, record: bytes) -> str:
         """The caption of a row, from its bytes."""
-        return next(csv.reader([record.decode("utf-8")], delimiter=self.delimiter))[self.caption].strip()
+        return next(self._records([record.decode("utf-8")]))[self.caption].strip()
+
+
+def _tabs_are_quoted(data: mmap) -> bool:
+    """Whether every quotation mark of a tab-separated file is one of quoting, in rows with as many fields as the first."""
+    if data.find(b'"') < 0:
+        return False
+    width = _width(_first_line(data))
+    data.seek(0)
+    marked = (line.removeprefix(MARK.encode()) for line in iter(data.readline, b"") if b'"' in line)
+    return all(QUOTED_ROW.fullmatch(line) and _width(line) == width for line in marked)
+
+
+def _width(line: bytes) -> int:
+    """The number of fields of a line that ``QUOTED_ROW`` matches."""
+    return re.sub(rb'"[^"]*"', b"", line).count(b"\t") + 1
+
+
+def _seem_rows(record: Sequence[str], separator: re.Pattern[str]) -> bool:
+    """Whether a row over several lines may be rows that quotation marks joined: each line has as many fields as the row.
+
+    In a table of one column every line could be a row, and none is taken for one.
+    """
+    counts = [1]
+    for number, field in enumerate(record):
+        counts[-1] += number > 0
+        first, *more = field.split("\n")
+        if more:
+            *between, last = more
+            counts[-1] += len(separator.findall(first))
+            counts += [1 + len(separator.findall(line)) for line in (*filter(str.strip, between), last)]
+    return len(record) > 1 and all(count == len(record) for count in counts)
 
 
 class JsonLines:
     """The rows of a JSON Lines file, one object a line; None stands for a blank line, and null or no value for no caption.
+
+    No field has a line break in the file (``broken``: see ``Delimited``).
 
     Args:
         column, file_column: see ``choose``; that of the file names may be None.
 
     Raises UsageError, naming the line, for what is no object or no text, and for a column that is not there.
     """
+
+    broken = None
 
     def __init__(self, lines: Lines, column: str | None, file_column: str | None) -> None:
         columns = list(json.loads(_first_line(lines.data)))
@@ -213,7 +364,9 @@ class JsonLines:
     def _text(self, row: dict[str, Any], column: str) -> str:
         value = row.get(column)
         if value is not None and not isinstance(value, str):
-            raise self.lines.error(f'"{column}" holds {str(value)[:40]}, which is no text; give one text a row')
+            listed = isinstance(value, list) and _are_texts(value)
+            how = f", with: jq -c '{_at(column)} = {_at(column)}[]' IN > OUT" if listed else ""
+            raise self.lines.error(f'"{column}" holds {str(value)[:40]}, which is no text; give one text a row{how}')
         text = (value or "").strip()
         if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
             raise self.lines.error(

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 QUIET, VERBOSE = "SIDLSG_QUIET", "SIDLSG_VERBOSE"  # what --quiet and --verbose set, and what may be set instead
@@ -44,9 +47,37 @@ def progress(as_json: bool) -> Console:
     return console(messages=as_json, quiet=quiet())
 
 
+class Paragraph:
+    """A text that is broken between words on a terminal, and one line in a pipe; a word that is longer than a line (a path, an
+    address) stays whole, so that it can be copied. Print it with ``soft_wrap=True``."""
+
+    def __init__(self, *parts: str | tuple[str, str]) -> None:
+        self.text = Text.assemble(*parts)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.broken(console.width) if console.is_interactive else self.text
+
+    def broken(self, width: int) -> Text:
+        """Break the text into lines of at most ``width`` columns where its words allow it."""
+        lines = (part for line in self.text.split(allow_blank=True) for part in _parts(line, width))
+        return Text("\n").join(lines)
+
+
+def _parts(line: Text, width: int) -> Iterator[Text]:
+    column, breaks = 0, []
+    for word in re.finditer(r"\S+\s*", line.plain):
+        if column and column + cell_len(word[0].rstrip()) > width:
+            breaks.append(word.start())
+            column = 0
+        column += cell_len(word[0])
+    for part in line.divide(breaks):
+        part.rstrip()
+        yield part
+
+
 def say(console: Console, text: str, label: str = "") -> None:
-    """Print one line, after a label that stands out ("warning: ")."""
-    console.print(Text.assemble((label, "yellow"), text), highlight=False, soft_wrap=True)
+    """Print a paragraph, after a label that stands out ("warning: ")."""
+    console.print(Paragraph((label, "yellow"), text), highlight=False, soft_wrap=True)
 
 
 def note(text: str | None, label: str = "note: ") -> None:

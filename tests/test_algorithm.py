@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.algorithm import KAPPAS, Setup, capture_gradient, draws, parameters
-from support.naive import NaiveAlgorithm1
-from support.tiny import SD_BETAS, denoiser, text
 from torch import Tensor
 
 from sidlsg.method.algorithm import Batch, update_fake_score, update_generator
@@ -19,6 +16,9 @@ from sidlsg.method.optim import LeanAdam
 from sidlsg.method.statistics import reference_loss, score_gap
 from sidlsg.method.update import Losses, NetworkUpdate, sum_in_buckets
 from sidlsg.teachers.schedules import ddpm_schedule
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws, parameters
+from support.naive import NaiveAlgorithm1
+from support.tiny import SD_BETAS, denoiser, text
 
 
 @pytest.mark.parametrize(

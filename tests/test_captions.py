@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.terminal import one_line
 
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.captions import Captions, assign
 from sidlsg.evaluation.pictures import Folder, find_pictures
+from support.terminal import one_line
 
 
 def pictures(folder: Path, *names: str) -> Folder:

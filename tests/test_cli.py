@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,17 +14,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from support.terminal import one_line
 
+from sidlsg import cli
 from sidlsg.data import in_cache
 from sidlsg.runs.folder import RunFolder
 from sidlsg.settings import preset_path
+from support.terminal import one_line
 
 
 @pytest.fixture
 def short(tiny_teacher: Path, prompt_file: Path, tmp_path: Path) -> list[str | Path]:
     """A distillation that would take a second."""
-    sizes = ["--images", "16", "--batch", "8", "--micro-batch", "4", "--device", "cpu"]
+    sizes = ["--images", "8", "--batch", "8", "--micro-batch", "4", "--set", "grid_images=1", "--device", "cpu"]
     out = tmp_path / "run"
     return ["distill", "--preset", "cpu", "--teacher", tiny_teacher, "--prompts", prompt_file, "--out", out, *sizes]
 
@@ -99,7 +101,7 @@ def test_another_teacher_gets_the_preset_of_this_gpu(run, monkeypatch: pytest.Mo
     assert "gradient_checkpointing true" in " ".join(out.split())
 
 
-def test_resuming_with_another_learning_rate_is_refused(run, short, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again_nor_with_another_learning_rate(run, short, tmp_path: Path) -> None:
     config = tmp_path / "run" / "config.yaml"
     assert run(*short)[0] == 0
     before = config.read_bytes()
@@ -120,17 +122,17 @@ def test_an_unknown_option_or_command_is_code_2(run, arguments) -> None:
 # -- failures that are not the command's fault (exit code 1) ---------------------------------------------------------------
 
 
-def test_scores_by_emoji_are_said_to_say_little_about_another_teacher(run, short) -> None:
-    said = "says little about sd15. Give eval_protocol: gigagan and an eval_reference"
+def test_scores_by_emoji_are_refused_for_another_teacher(run, short) -> None:
+    said = "whose captions and pictures are emoji, which says nothing about sd15"
     for options, expected in (
         (["--teacher", "sd15", "--eval-every", "8"], True),
         (["--teacher", "sd15", "--eval-every", "8", "--set", "eval_protocol=gigagan"], False),
         (["--teacher", "sd15"], False),
         (["--teacher", "emoji", "--eval-every", "8"], False),
     ):
-        code, out, err = run(*short, *options, "--dry-run")
-        assert code == 0, err
-        assert (said in " ".join(out.split())) == expected
+        code, _, err = run(*short, *options, "--dry-run")
+        assert code == (2 if expected else 0), err
+        assert (said in err) == expected
 
 
 def test_a_hub_model_without_network_says_what_to_do(run, short) -> None:
@@ -257,8 +259,8 @@ def test_pictures_that_cannot_be_written_are_not_drawn(run, tmp_path: Path) -> N
     assert code == 2
 
 
-def test_a_student_takes_neither_steps_nor_guidance_and_a_run_without_checkpoint_is_no_model(run, short, tmp_path):
-    assert run(*short)[0] == 0
+def test_a_student_takes_neither_steps_nor_guidance_and_a_run_without_checkpoint_is_no_model(run, unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
     for options in (["--steps", "4"], ["--guidance", "3"]):
         code, _, err = run("sample", "a", "--model", "run", "--device", "cpu", *options)
         one_line(err, f"leave out {options[0]}")
@@ -301,11 +303,10 @@ def test_the_dry_run_shows_what_the_options_change(run, prompt_file: Path, tmp_p
 
 def test_presets_can_be_listed_shown_and_copied(run, tmp_path: Path) -> None:
     code, out, _ = run("presets", "list")
-    names = [line.split()[0] for line in out.splitlines()[1:] if not line.startswith(" ")]
-    assert (code, names) == (0, sorted(path.stem for path in preset_path("cpu").parent.glob("*.yaml")))
-    assert {"a5000-fp16", "a6000-fp32", "h100-fp16", "h100-fp32"} <= set(names)  # the rows of Table 4
-    row = next(line for line in out.splitlines() if line.startswith("h100-fp16"))
-    assert row.split()[1:7] == ["fp16", "512", "4", "8", "10M", "1.5"]
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:] if line.startswith("  ")}
+    assert (code, sorted(rows)) == (0, sorted(path.stem for path in preset_path("cpu").parent.glob("*.yaml")))
+    assert {"a5000-fp16", "a6000-fp32", "h100-fp16", "h100-fp32"} <= rows.keys()  # the rows of Table 4
+    assert " ".join(rows["h100-fp16"]) == "8 x H100 28.3 5.49 million 10M in 44 hours"
     assert run("presets", "show", "h100-fp16") == (0, preset_path("h100-fp16").read_text(encoding="utf-8"), "")
     assert run("presets", "copy", "cpu")[:2] == (0, "cpu.yaml\n")
     assert (tmp_path / "cpu.yaml").read_bytes() == preset_path("cpu").read_bytes()
@@ -336,21 +337,16 @@ def test_models_lists_every_alias_with_its_place(run) -> None:
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in lines["sd15"]
 
 
-@pytest.mark.parametrize("command", ["", "distill", "sample", "models", "presets", "presets list", "presets show"])
-def test_help_of_every_command(run, command: str) -> None:
-    code, out, err = run(*command.split(), "--help")
-    assert (code, err) == (0, "")
-    assert "Usage: " in out
-    assert f" {command} [OPTIONS]" in out or not command
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_that_cannot_show_greek_shows_a_substitute(encoding: str) -> None:
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    line = [sys.executable, "-m", "sidlsg", "distill", "--dry-run"]
-    found = subprocess.run(line, env=environment, capture_output=True)
-    assert found.returncode == 0, found.stderr
-    assert b"?1 2, ?2 2" in found.stdout
+def test_a_terminal_that_cannot_show_greek_shows_a_substitute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sidlsg", "distill", "--dry-run"])
+    for encoding in ("ascii", "latin-1", "cp1252"):
+        screen = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        sys.stdout.flush()
+        assert not stop.value.code
+        assert b"?1 2, ?2 2" in screen.getvalue()
 
 
 def test_a_machine_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +365,7 @@ def test_a_machine_without_home_cache_or_temporary_folder_works(tmp_path: Path) 
     names = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TMPDIR", "TORCH_HOME", "MPLCONFIGDIR", "SIDLSG_CACHE")
     environment = os.environ | dict.fromkeys(names, nowhere)
     (tmp_path / "p.txt").write_text("red heart\n")
-    sizes = ["--images", "2", "--batch", "2", "--micro-batch", "2", "--set", "grid_images=1"]
+    sizes = ["--images", "1", "--batch", "1", "--micro-batch", "1", "--set", "grid_images=1"]
     distil = ["distill", *sizes, "--prompts", "p.txt", "--out", "run"]
     commands = [["presets", "list"], ["models"], distil, ["sample", "red heart", "--model", "run"]]
     script = f"import sys\nfrom sidlsg.cli import main\nfor line in {commands}:\n"
@@ -456,20 +452,10 @@ def test_scoring_without_a_reference_is_refused(run, short) -> None:
     one_line(err, "gigagan", "eval_reference", "sidlsg eval stats")
 
 
-@pytest.mark.parametrize("steps", ["1000", "1001"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "pndm", "dpm++", "unipc"])
-def test_more_steps_than_a_sampler_can_take_are_refused(run, tiny_teacher: Path, sampler: str, steps: str) -> None:
-    options = ["--model", tiny_teacher, "--device", "cpu", "--steps", steps, "--sampler", sampler]
-    code, _, err = run("sample", "a cat", *options)
-    assert code == 2
-    one_line(err, f"cannot draw in {steps} steps", "another --steps")
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "dpm++", "unipc"])
-def test_every_sampler_draws_in_one_step(run, tiny_teacher: Path, sampler: str) -> None:
-    options = ["--model", tiny_teacher, "--device", "cpu", "--steps", "1", "--sampler", sampler]
-    assert run("sample", "a cat", *options)[0] == 0
-    assert run("sample", "a cat", "--steps", "0")[0] == 2
+def test_no_steps_are_no_picture(run, tiny_teacher: Path) -> None:
+    options = ["--model", tiny_teacher, "--device", "cpu", "--sampler", "euler"]
+    assert run("sample", "a cat", *options, "--steps", "1")[0] == 0
+    assert run("sample", "a cat", *options, "--steps", "0")[0] == 2
 
 
 def test_brackets_in_names_are_printed_as_they_are(run, short, tmp_path: Path) -> None:
@@ -477,20 +463,20 @@ def test_brackets_in_names_are_printed_as_they_are(run, short, tmp_path: Path) -
     folder.mkdir(parents=True)
     (folder / "[p].yaml").write_text("seed: 1\n")
     command = [*short[:1], "--preset", folder / "[p].yaml", *short[3:], "--out", folder / "run"]
-    code, out, err = run(*command, "--set", "grid_images=1", "--set", "lr=1e-5")
+    code, out, err = run(*command, "--set", "lr=1e-5")
     assert (code, err) == (0, ""), err
     assert f" {folder / 'run' / 'student'}\n" in out
     assert "/red]/[p].yaml" in out
     shutil.rmtree(folder / "run" / "checkpoints")
     (folder / "run" / "samples" / "x.png").write_text("")
-    code, out, err = run(*command, "--set", "grid_images=1", "--set", "lr=1e-5", "--images", "24")
+    code, out, err = run(*command, "--set", "lr=1e-5", "--images", "16")
     assert (code, err) == (0, ""), err
     assert str(folder / "run" / "checkpoints") in out.replace("\n", "")
     code, out, err = run("sample", "[bold]a[/bold]", "--model", folder / "run", "--out", folder / "i[/y]")
     assert (code, out, err) == (0, f"{folder / 'i[/y]' / 'bold-a-bold-0.png'}\n", "")
     (folder / "i[/x]").mkdir(parents=True)
-    for i in range(16):
-        Image.new("RGB", (64, 64), (16 * i, i, 255 - i)).save(folder / "i[/x]" / f"{i}.png")
+    for i in range(4):
+        Image.new("RGB", (64, 64), (64 * i, i, 255 - i)).save(folder / "i[/x]" / f"{i}.png")
     options = ["--images", folder / "i[/x]", "--protocol", "embedded", "--only", "fid", "--device", "cpu"]
     code, out, err = run("eval", *options, "--out", folder / "e[/x]")
     assert (code, err) == (0, ""), err

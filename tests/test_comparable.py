@@ -14,8 +14,6 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.scoring import folder_of, hps_file, results
-from support.terminal import one_line
 
 from sidlsg.evaluation import hps, weights
 from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
@@ -23,6 +21,8 @@ from sidlsg.evaluation.protocol import HPS_STYLES, get_protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.request import METRICS
 from sidlsg.evaluation.scorer import obstacles, scores_of
+from support.scoring import folder_of, hps_file, results
+from support.terminal import one_line
 
 GIGAGAN, EMBEDDED = get_protocol("gigagan"), get_protocol("embedded")
 COCO = "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"
@@ -223,7 +223,9 @@ def test_the_styles_that_are_there_are_scored(run, hps_options: list, tmp_path: 
     (tmp_path / "pictures" / "photo").rename(tmp_path / "photo")
     code, shown, _ = run(*hps_options)
     assert code == 0
-    found = results(Path("out"))
+    (fewer,) = Path("out").glob("results-*-pictures.json")  # those of all styles are kept
+    assert results(Path("out"))["scores"] == whole
+    found = json.loads(fewer.read_text(encoding="utf-8"))
     assert set(found["not_given"]) == {"hps_photo", "hps_average"}
     whole.pop("hps_photo_std")
     assert found["scores"] == whole | {"hps_photo": None, "hps_average": None}

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
-from support.terminal import one_line
 
 from sidlsg.benchmark.comparison import Contender, seconds_text
 from sidlsg.errors import UsageError
 from sidlsg.sampling import grid, lettering
 from sidlsg.sampling.grid import Block, Row, labelled_grid, prompt_grid
+from support.terminal import one_line
 
 
 def plain(colour: tuple[int, int, int], size: tuple[int, int] = (96, 96)) -> Image.Image:

@@ -13,7 +13,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.terminal import one_line
 
 from sidlsg.cli.drawing import parse_seeds
 from sidlsg.config import FIELDS, FREE_FIELDS, Config, parse_count, parse_kappa
@@ -23,6 +22,7 @@ from sidlsg.files import read_object
 from sidlsg.method.guidance import make_guidance
 from sidlsg.planning.cost import forward_equivalents, passes_per_image
 from sidlsg.settings import gather, load_settings, make_config, preset_names, preset_path, read_settings
+from support.terminal import one_line
 
 settings.register_profile("unhurried", deadline=None)  # other work may slow the machine down
 settings.load_profile("unhurried")

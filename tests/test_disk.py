@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from support.processes import on_ranks
-from support.runs import config_for, trainer
 
 from sidlsg import files as file_system
 from sidlsg.config import Config
@@ -24,6 +22,8 @@ from sidlsg.files import flush, fresh, replace_folder, still_missing
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.disk import Holder, probe
 from sidlsg.runs.folder import RunFolder
+from support.processes import on_ranks
+from support.runs import config_for, trainer
 
 BUSY = "another process is training in"
 

@@ -11,6 +11,7 @@ from sidlsg.cli import app
 from sidlsg.config import FIELDS
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.settings import preset_names
+from support import surface
 
 PAGES = Path(__file__).parents[1] / "docs" / "cli"
 
@@ -23,6 +24,11 @@ def test_the_pages_of_the_commands_are_what_the_commands_say() -> None:
     assert written == generate.pages(), "run: python docs/cli/generate.py"
 
 
+def test_no_command_and_no_option_appears_or_disappears_unnoticed() -> None:
+    recorded = surface.RECORD.read_text(encoding="utf-8").splitlines()
+    assert surface.lines() == recorded, "scripts depend on these: cd tests && python -m support.surface records them"
+
+
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
@@ -32,7 +38,7 @@ def test_the_pages_of_the_commands_are_what_the_commands_say() -> None:
         ("sample --model emoji", ["emoji", "emoji-student"]),
         ("distill --strategy ", list(STRATEGIES)),
         ("distill --set ema_", [f"{name}=" for name in FIELDS if name.startswith("ema_")]),
-        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded"]),
+        ("eval --protocol ", ["gigagan", "sid-lsg", "embedded", "teacher"]),
         ("sample --sampler d", ["ddim", "ddpm", "dpm++"]),
         ("bench --arch sd", ["sd15", "sd21-base", "sdxl"]),
         ("presets show h200", [name for name in preset_names() if name.startswith("h200")]),

@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from support.algorithm import KAPPAS, Setup, capture_gradient, draws
-from support.runs import config_for, trainer, write_prompts
-from support.tiny import TOKENS, WIDTH, tiny_unet
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
@@ -23,6 +20,9 @@ from sidlsg.method.optim import FullAdam, LeanAdam
 from sidlsg.settings import make_config
 from sidlsg.training.attention import choose_attention
 from sidlsg.training.engine import halve_weights
+from support.algorithm import KAPPAS, Setup, capture_gradient, draws
+from support.runs import config_for, trainer, write_prompts
+from support.tiny import TOKENS, WIDTH, tiny_unet
 
 CPU = torch.device("cpu")
 

@@ -6,35 +6,44 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from sidlsg import distributed
+from sidlsg.config import Config
+from sidlsg.distributed import Processes
+from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.evaluation import captions, generation, report, scoring, weights
+from sidlsg.evaluation.reference import BENCH, Reference
+from sidlsg.evaluation.request import Request
+from sidlsg.runs.folder import read_metrics
+from sidlsg.teachers.loading import load_model
+from sidlsg.training.tracking import Tracker
+from sidlsg.training.trainer import Trainer
 from support.scoring import folder_of, results
 from support.terminal import one_line
 
-from sidlsg import distributed
-from sidlsg.distributed import Processes
-from sidlsg.errors import SidlsgError
-from sidlsg.evaluation import captions, generation, report, scoring, weights
-from sidlsg.evaluation.reference import BENCH
-from sidlsg.runs.folder import read_metrics
-from sidlsg.teachers.loading import load_model
-from sidlsg.training.trainer import Trainer
-
-FEW = ["--limit", "24", "--device", "cpu"]
+CPU = torch.device("cpu")
+FEW = ["--limit", "12", "--device", "cpu"]
 
 
 # -- drawing and scoring ---------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_student_is_scored_and_what_is_there_is_not_drawn_again(run, tmp_path: Path) -> None:
+def test_the_shipped_student_is_scored_and_what_is_there_is_not_drawn_again(cold_run, tmp_path: Path) -> None:
+    """One of the two tests whose cache is empty on purpose: the first thing that a newcomer scores."""
     out = tmp_path / "out"
-    code, shown, _ = run("eval", *FEW, "--out", out)
+    code, shown, _ = cold_run("eval", *FEW, "--out", out)
     assert code == 0
+    (kept,) = (tmp_path / ".cache" / "features").iterdir()
+    made = kept.stat().st_mtime_ns
     first = results(out)
     assert first["protocol"] == "embedded"
-    assert first["pictures"] == 24
+    assert first["pictures"] == 12
     assert first["scores"]["clip"] > 0.4  # the shipped student draws what it is asked for; noise has about 0
     assert "fd" in first["scores"]
     assert "fid" not in first["scores"]
@@ -42,17 +51,18 @@ def test_the_shipped_student_is_scored_and_what_is_there_is_not_drawn_again(run,
     assert f"{first['scores']['clip']:.4f}" in (out / "results.md").read_text(encoding="utf-8")
 
     pictures = sorted((out / "images").glob("*.png"))
-    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(24)]
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(12)]
     captions = (BENCH / "captions.txt").read_text(encoding="utf-8").splitlines()
-    assert [Image.open(p).text["prompt"] for p in pictures] == captions[:24]
-    assert [Image.open(p).text["seed"] for p in pictures] == [str(i) for i in range(24)]
+    assert [Image.open(p).text["prompt"] for p in pictures] == captions[:12]
+    assert [Image.open(p).text["seed"] for p in pictures] == [str(i) for i in range(12)]
 
     kept = {p: p.stat().st_mtime_ns for p in pictures}
     pictures[5].unlink()
-    pictures[23].unlink()
-    assert run("eval", *FEW, "--out", out)[0] == 0
+    pictures[11].unlink()
+    assert cold_run("eval", *FEW, "--out", out)[0] == 0
+    assert kept.stat().st_mtime_ns == made  # the reference is encoded once
     redrawn = {p for p in pictures if p.stat().st_mtime_ns != kept[p]}
-    assert redrawn == {pictures[5], pictures[23]}
+    assert redrawn == {pictures[5], pictures[11]}
     # The two were drawn in a batch of two: equal up to the rounding of a few pixels.
     assert results(out)["scores"] == pytest.approx(first["scores"], rel=1e-4)
 
@@ -61,7 +71,7 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
     from sidlsg.evaluation import chunks
     from sidlsg.evaluation.scorer import Scorer
 
-    monkeypatch.setattr(chunks, "CHUNK", 10)
+    monkeypatch.setattr(chunks, "CHUNK", 4)
     encode, sizes = Scorer.encode, []
 
     def stop_in_the_third(self, items, *rest, **options):
@@ -70,12 +80,11 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
         sizes.append(len(items))
         return encode(self, items, *rest, **options)
 
-    fake = folder_of(tmp_path / "fake", 24)
+    fake = folder_of(tmp_path / "fake", 10)
     command = ["eval", "--images", fake, "--protocol", "embedded", "--device", "cpu", "--only", "fid", "--out"]
-    run("eval", *FEW, "--out", tmp_path / "warm")  # the reference is in the cache now
     monkeypatch.setattr(Scorer, "encode", stop_in_the_third)
     code, _, err = run(*command, tmp_path / "out")
-    assert (code, sizes) == (130, [10, 10])
+    assert (code, sizes) == (130, [4, 4])
     one_line(err, "interrupted")
 
     def count(self, items, *rest, **options):
@@ -84,7 +93,7 @@ def test_an_interrupted_encoding_goes_on(run, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Scorer, "encode", count)
     assert run(*command, tmp_path / "out")[0] == 0
-    assert sizes == [10, 10, 4]
+    assert sizes == [4, 4, 2]
     monkeypatch.setattr(Scorer, "encode", encode)
     monkeypatch.setattr(chunks, "CHUNK", 4096)
     assert run(*command, tmp_path / "at-once")[0] == 0
@@ -119,33 +128,14 @@ def test_processes_draw_disjoint_shares_of_what_is_missing(tiny_teacher: Path, t
         generation.check_complete(jobs, shared)
 
 
-def test_pictures_made_with_other_settings_are_not_mixed(run, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    teacher = ["eval", "--model", "emoji", "--limit", "2", "--device", "cpu", "--only", "clip", "--out", out]
-    assert run(*teacher, "--steps", "2")[0] == 0
-    code, _, err = run(*teacher, "--steps", "3")
+def test_a_teachers_row_says_how_it_was_sampled_and_other_settings_are_not_mixed_in(run, tmp_path: Path) -> None:
+    drawn = ["eval", "--model", "emoji", "--limit", "2", "--device", "cpu", "--only", "clip", "--out", "out"]
+    options = ["--guidance", "1.5", "--sampler", "unipc"]
+    assert run(*drawn, *options, "--steps", "2")[0] == 0
+    assert "emoji, 2 steps, CFG 1.5, unipc" in Path("out/results.md").read_text(encoding="utf-8")
+    code, _, err = run(*drawn, *options, "--steps", "3")
     assert code == 2
     one_line(err, "steps (2 there, 3 here)", "--out")
-
-
-def test_a_teachers_row_says_how_it_was_sampled(run, tmp_path: Path) -> None:
-    options = [
-        "--steps",
-        "2",
-        "--guidance",
-        "1.5",
-        "--sampler",
-        "unipc",
-        "--limit",
-        "2",
-        "--device",
-        "cpu",
-        "--only",
-        "clip",
-    ]
-    code, _, _ = run("eval", "--model", "emoji", *options, "--out", tmp_path / "out")
-    assert code == 0
-    assert "emoji, 2 steps, CFG 1.5, unipc" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
 def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
@@ -174,11 +164,11 @@ def test_line_i_is_picture_i_whatever_is_blank(run, tmp_path: Path) -> None:
 
 
 def test_a_blank_caption_is_not_drawn(run, tmp_path: Path) -> None:
-    (tmp_path / "captions.txt").write_text("red heart\n\n" + "cat face\n" * 16, encoding="utf-8")
+    (tmp_path / "captions.txt").write_text("red heart\n\n" + "cat face\n" * 3, encoding="utf-8")
     code, _, err = run("eval", "--prompts", "captions.txt", "--device", "cpu", "--only", "clip", "--out", "out")
     assert code == 0, err
     drawn = {path.stem: Image.open(path).text["prompt"] for path in Path("out/images").glob("*.png")}
-    assert drawn == {"000000": "red heart"} | {f"{i:06d}": "cat face" for i in range(2, 18)}
+    assert drawn == {"000000": "red heart"} | {f"{i:06d}": "cat face" for i in range(2, 5)}
 
 
 def test_captions_whose_lines_cannot_be_counted_are_refused(run, tmp_path: Path) -> None:
@@ -261,36 +251,56 @@ def test_the_hps_dry_run_names_checkpoint_and_prompts(run) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"coco30k": True, "hpsv2": True}, ["--coco30k", "--hpsv2"]),
+        ({"coco30k": True, "protocol": "embedded"}, ["embedded", "gigagan"]),
+        ({"protocol": "gigagan"}, ["--coco30k"]),
+        ({"protocol": "gigagam"}, ["gigagan"]),
+        ({"only": "fid,is"}, ["fid,clip,pr"]),
+        ({"images": "nowhere", "model": "emoji"}, ["--images", "--model"]),
+        ({"images": "nowhere"}, ["--reference"]),
+        ({"hpsv2": True, "hps_version": "2"}, ["v2.0"]),
+        ({"hpsv2": True, "reference": "x.npz"}, ["--reference"]),
+        ({"limit": 0}, ["--limit is 0; give 1 or more"]),
+        ({"hpsv2": True, "limit": 801}, ["--limit is 801; give 1 to 800"]),
+        ({"coco30k": True, "limit": 30001}, ["--limit is 30001; give 1 to 30,000"]),
+        ({"batch": 0}, ["--batch is 0; give 1 or more"]),
+        ({"model": "emoji", "steps": 1001}, ["--steps is 1001; give 1 to 1,000"]),
+        ({"model": "emoji", "steps": 0}, ["--steps is 0"]),
+        ({"hpsv2": True, "only": "clip"}, ["--only has no effect with --hpsv2"]),
+        ({"hps_version": "v2.1"}, ["--hps-version has no effect without --hpsv2"]),
+        (
+            {"hpsv2": True, "hps_package": True, "hps_antialias": False},
+            ["--no-hps-antialias has no effect with --hps-package"],
+        ),
+        ({"assume_protocol": True}, ["--assume-protocol has no effect without --reference"]),
+        ({"clip": "x"}, ["--clip has no effect with the protocol embedded"]),
+        ({"coco30k": True, "only": "clip", "inception": "x"}, ["--inception has no effect with --only clip"]),
+        ({"coco30k": True, "images": "nowhere"}, ["--coco30k is for pictures that are drawn"]),
+        *(
+            ({"images": "x", "protocol": "embedded", name: value}, [f"--{name} is for pictures that are drawn"])
+            for name, value in {"limit": 4, "steps": 4, "guidance": 3, "sampler": "ddim", "precision": "bf16"}.items()
+        ),
+    ],
+)
+def test_options_that_conflict_or_have_no_effect_are_refused(options: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        Request.of(**options)
+    assert all(part in str(refused.value) for part in parts)
+
+
+@pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--coco30k", "--hpsv2"], ["--coco30k", "--hpsv2"]),
-        (["--coco30k", "--protocol", "embedded"], ["embedded", "gigagan"]),
-        (["--protocol", "gigagan"], ["--coco30k"]),
-        (["--protocol", "gigagam"], ["gigagan"]),
-        (["--only", "fid,is"], ["fid,clip,pr"]),
-        (["--images", "nowhere", "--model", "emoji"], ["--images", "--model"]),
-        (["--images", "nowhere"], ["--reference"]),
+        (["--hpsv2", "--hps-package", "--no-hps-antialias"], ["--no-hps-antialias has no effect with --hps-package"]),
+        (["--coco30k", "--only", "clip", "--inception", "x"], ["--inception has no effect with --only clip"]),
         (["--images", "nowhere", "--protocol", "embedded"], ["nowhere", "not a folder"]),
-        (["--hpsv2", "--hps-version", "2"], ["v2.0"]),
-        (["--hpsv2", "--reference", "x.npz"], ["--reference"]),
         (["--model", "emoji-student", "--steps", "4", "--limit", "2"], ["--steps"]),
         (["--model", "emoji", "--sampler", "dpm+", "--limit", "2"], ["dpm++"]),
         (["--model", "emoij"], ["emoji"]),
-        (["--limit", "0"], ["--limit is 0; give 1 or more"]),
         (["--limit", "1025"], ["--limit is 1,025", "captions.txt holds 1,024 captions"]),
-        (["--hpsv2", "--limit", "801"], ["--limit is 801; give 1 to 800"]),
-        (["--coco30k", "--limit", "30001"], ["--limit is 30001; give 1 to 30,000"]),
-        (["--batch", "0"], ["--batch is 0; give 1 or more"]),
-        (["--model", "emoji", "--steps", "1001"], ["--steps is 1001; give 1 to 1,000"]),
-        (["--model", "emoji", "--steps", "0"], ["--steps is 0"]),
         (["--model", "emoji", "--sampler", "pndm", "--steps", "2"], ["PNDMScheduler cannot draw in 2 steps"]),
-        (["--hpsv2", "--only", "clip"], ["--only has no effect with --hpsv2"]),
-        (["--hps-version", "v2.1"], ["--hps-version has no effect without --hpsv2"]),
-        (["--hpsv2", "--hps-package", "--no-hps-antialias"], ["--no-hps-antialias has no effect with --hps-package"]),
-        (["--assume-protocol"], ["--assume-protocol has no effect without --reference"]),
-        (["--clip", "x"], ["--clip has no effect with the protocol embedded"]),
-        (["--coco30k", "--only", "clip", "--inception", "x"], ["--inception has no effect with --only clip"]),
-        (["--coco30k", "--images", "nowhere"], ["--coco30k is for pictures that are drawn"]),
         (["--precision", "half", "--limit", "2"], ["fp16"]),
         (["stats", "nowhere", "--out", "x.npz"], ["nowhere"]),
         (["stats", "nowhere", "--out", "x.pt"], [".npz"]),
@@ -378,15 +388,6 @@ def test_results_of_another_protocol_are_not_overwritten(run, tmp_path: Path) ->
     assert not (out / "images").exists()  # refused before hours of drawing
 
 
-@pytest.mark.parametrize(
-    "option", [["--limit", "4"], ["--steps", "4"], ["--guidance", "3"], ["--sampler", "ddim"], ["--precision", "bf16"]]
-)
-def test_what_only_drawing_heeds_is_refused_for_pictures_that_are_there(run, tmp_path: Path, option: list[str]) -> None:
-    code, _, err = run("eval", "--images", tmp_path, "--protocol", "embedded", "--device", "cpu", *option)
-    assert code == 2
-    one_line(err, f"{option[0]} is for pictures that are drawn")
-
-
 def test_a_download_must_have_the_pinned_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIDLSG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -464,28 +465,44 @@ def test_our_own_rows_are_those_that_were_measured() -> None:
 # -- scores while training -------------------------------------------------------------------------------------------------
 
 
+SCORED = """\
+images: 32
+batch: 8
+micro_batch: 8
+lr: 1e-2
+ema_half_life: 10
+grid_images: 1
+device: cpu
+checkpoint_every: 16
+eval_every: 8
+eval_images: 16
+"""
+
+
 @pytest.fixture
-def scored(tmp_path: Path) -> list[str | Path]:
-    """A distillation of a few seconds that scores its student."""
+def scored(tiny_teacher_64: Path, prompt_file: Path, tmp_path: Path) -> list[str | Path]:
+    """A distillation of a few seconds that scores its student at every iteration, and saves it at every second one."""
     preset = tmp_path / "preset.yaml"
-    text = "images: 96\nbatch: 16\nmicro_batch: 16\nlr: 3e-4\nema_half_life: 50\ndevice: cpu\ncheckpoint_every: 32\n"
-    preset.write_text(text + "eval_every: 32\neval_images: 16\n", encoding="utf-8")
-    return ["distill", "--preset", preset]
+    preset.write_text(SCORED, encoding="utf-8")
+    return ["distill", "--preset", preset, "--teacher", tiny_teacher_64, "--prompts", prompt_file]
 
 
-def test_scores_while_training_are_those_of_eval(run, tmp_path: Path, scored: list) -> None:
-    out = tmp_path / "run"
+def test_scores_while_training_are_those_of_eval_also_of_an_interrupted_run(
+    run, tmp_path: Path, scored: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, broken = tmp_path / "run", tmp_path / "broken"
     assert run(*scored, "--out", out)[0] == 0
     lines = read_metrics(out / "scores.jsonl")
-    assert [line["images_seen"] for line in lines] == [0, 16, 32, 64, 96]
-    assert lines[-1]["fd"] < lines[0]["fd"]  # 96 images are enough to leave noise behind
+    assert [line["images_seen"] for line in lines] == [0, 8, 16, 24, 32]
     # The folder holds half-precision weights: almost the same pictures.
     assert run("eval", "--model", out, "--limit", "16", "--device", "cpu", "--out", tmp_path / "eval")[0] == 0
-    assert results(tmp_path / "eval")["scores"]["fd"] == pytest.approx(lines[-1]["fd"], rel=0.01)
-    assert results(tmp_path / "eval")["scores"]["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
+    found = results(tmp_path / "eval")["scores"]
+    assert found["fd"] == pytest.approx(lines[-1]["fd"], rel=0.01)
+    assert found["clip"] == pytest.approx(lines[-1]["clip"], abs=0.01)
+    assert abs(lines[-1]["fd"] / lines[0]["fd"] - 1) > 0.02  # so that any other line's would not do
     # Among all captions, though only 16 are drawn; one picture's rank may differ.
     for name in ("retrieval_top1", "retrieval_top5"):
-        assert results(tmp_path / "eval")["scores"][name] == pytest.approx(lines[-1][name], abs=1.01 / 16)
+        assert found[name] == pytest.approx(lines[-1][name], abs=1.01 / 16)
     for line in lines:
         assert line["pictures"] == 16
         assert line["warnings"] == ["The number of pictures is 16; the protocol embedded has 1,024."]
@@ -494,29 +511,47 @@ def test_scores_while_training_are_those_of_eval(run, tmp_path: Path, scored: li
     assert (best["images_seen"], best["scores"]["fd"]) == (smallest["images_seen"], smallest["fd"])
     assert Image.open(out / "curves.png").size[0] > 500
 
-
-def test_an_interrupted_run_has_the_scores_of_an_unbroken_one(run, tmp_path: Path, scored: list, monkeypatch) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(*scored, "--out", whole)[0] == 0
     iterate, seen = Trainer.iterate, []
 
-    def stop_at_80(self):
-        if self.images_seen == 80:
-            seen.append(80)
+    def stop_at_24(self):
+        seen.append(self.images_seen)
+        if seen == [0, 8, 16, 24]:
             raise KeyboardInterrupt
         iterate(self)
 
-    monkeypatch.setattr(Trainer, "iterate", stop_at_80)
+    monkeypatch.setattr(Trainer, "iterate", stop_at_24)
     assert run(*scored, "--out", broken)[0] == 130
-    monkeypatch.setattr(Trainer, "iterate", iterate)
     assert run(*scored, "--out", broken)[0] == 0
-    assert seen == [80]
-    assert (broken / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
+    assert seen == [0, 8, 16, 24, 16, 24]  # what was scored at 24, after the checkpoint, is scored again
+    assert (broken / "scores.jsonl").read_bytes() == (out / "scores.jsonl").read_bytes()
+
+
+def test_a_run_with_an_empty_cache_makes_the_reference_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, warm_cache: Path
+) -> None:
+    """The other test whose cache is empty on purpose: a run that scores makes what `sidlsg eval` would, and keeps it."""
+
+    def reference(cache: Path) -> Reference:
+        monkeypatch.setenv("SIDLSG_CACHE", str(cache))
+        return Tracker(Config(eval_every=8, eval_images=16, device="cpu"), CPU, Processes(0, 1)).reference
+
+    made, kept = reference(tmp_path), reference(warm_cache)
+    assert made.moments.count == kept.moments.count == 1024
+    np.testing.assert_allclose(made.moments.mu, kept.moments.mu, rtol=1e-5, atol=1e-6)
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_distance_falls_while_the_emoji_teacher_is_distilled(run) -> None:
+    preset = "images: 96\nbatch: 16\nmicro_batch: 16\nlr: 3e-4\nema_half_life: 50\ndevice: cpu\n"
+    Path("preset.yaml").write_text(preset + "eval_every: 96\neval_images: 16\n", encoding="utf-8")
+    assert run("distill", "--preset", "preset.yaml", "--out", "run")[0] == 0
+    lines = read_metrics(Path("run/scores.jsonl"))
+    assert lines[-1]["fd"] < lines[0]["fd"]  # 96 images are enough to leave noise behind
 
 
 def test_scoring_stable_diffusion_while_training_needs_a_reference(run, tmp_path: Path, scored: list) -> None:
-    preset = scored[-1]
-    preset.write_text(preset.read_text() + "eval_protocol: gigagan\n", encoding="utf-8")
-    code, _, err = run(*scored, "--out", tmp_path / "run")
+    code, _, err = run(*scored, "--set", "eval_protocol=gigagan", "--out", tmp_path / "run")
     assert code == 2
     one_line(err, "eval_reference", "sidlsg eval stats")

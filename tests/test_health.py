@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_runs import quick, small_config, small_trainer
 from torch import nn
 
 from sidlsg.config import Config
@@ -21,6 +20,7 @@ from sidlsg.method.update import Stats
 from sidlsg.planning.cost import passes_per_image
 from sidlsg.training.engine import configure_network
 from sidlsg.training.health import check
+from support.small_runs import quick, small_config, small_trainer
 
 
 def iteration(mean: float = 0.0, std: float = 1.0) -> tuple[Stats, Stats]:

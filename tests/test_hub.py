@@ -12,13 +12,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from support.terminal import one_line
-from support.tiny import change_json
 
 from sidlsg.paths import writable
 from sidlsg.teachers.hub import download_cache, download_file, missing_part, own_cache
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import at_hand, locate
+from support.terminal import one_line
+from support.tiny import change_json
 
 NAME, WEIGHTS = "somebody/model", "unet/diffusion_pytorch_model.safetensors"
 

@@ -15,11 +15,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from sidlsg.errors import UsageError
+from sidlsg.teachers.loading import load_model
 from support.terminal import one_line
 from support.tiny import change_json
 
-from sidlsg.teachers.loading import load_model
-
+SIZES = ["--preset", "cpu", "--images", "4", "--batch", "4", "--micro-batch", "4", "--set", "grid_images=1"]
 UNET, TEXT, VAE = ("unet/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 
 
@@ -46,40 +48,48 @@ def picture(run):
     return draw
 
 
-def refused(run, folder: Path, *parts: str) -> None:
-    """One line that names the part; the same for every command that would have used the model."""
+def refused(folder: Path, *parts: str) -> None:
+    """Nothing is filled in at random: the model is refused, by the name of the part."""
+    with pytest.raises(UsageError) as said:
+        load_model(str(folder), torch.device("cpu"))
+    missing = [part for part in parts if part not in str(said.value)]
+    assert not missing, (missing, said.value)
+
+
+def test_every_command_refuses_a_model_in_one_line(run, folder: Path) -> None:
+    """Before anything is drawn or trained; what is refused is below."""
+    change_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=9)
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("a cat\n", encoding="utf-8")
-    preset = ["--preset", "cpu", "--set", "grid_images=4", "--images", "64", "--prompts", prompts]
     for command in (
         ["sample", "a cat", "--model", folder, "--device", "cpu"],
-        ["distill", *preset, "--teacher", folder],
-        ["eval", "--model", folder, "--limit", "16", "--device", "cpu"],
+        ["distill", *SIZES, "--prompts", prompts, "--teacher", folder],
+        ["eval", "--model", folder, "--limit", "2", "--only", "clip", "--device", "cpu"],
     ):
         code, _, err = run(*command)
         assert code == 2, err
-        one_line(err, *parts)
+        one_line(err, "up to 9 tokens", "takes 6")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_weights_under_another_tools_names_are_refused(run, folder: Path, prefix: str) -> None:
+def test_weights_under_another_tools_names_are_refused(folder: Path, prefix: str) -> None:
     rewrite(folder / f"{TEXT}.safetensors", lambda weights: {prefix + name: w for name, w in weights.items()})
-    refused(run, folder, "text_encoder lacks", "random", "names of another tool")
+    refused(folder, "text_encoder lacks", "random", "names of another tool")
 
 
 @pytest.mark.parametrize("part", [UNET, TEXT, VAE])
-def test_a_missing_weight_is_named(run, folder: Path, part: str) -> None:
+def test_a_missing_weight_is_named(folder: Path, part: str) -> None:
     name = next(
         n for n in sorted(load_file(folder / f"{part}.safetensors")) if n.endswith("weight") and "norm" not in n
     )
     rewrite(folder / f"{part}.safetensors", lambda weights: {n: w for n, w in weights.items() if n != name})
-    refused(run, folder, f"{part.split('/')[0]} lacks 1 weights", name.removeprefix("text_model."))
+    refused(folder, f"{part.split('/')[0]} lacks 1 weights", name.removeprefix("text_model."))
 
 
 @pytest.mark.parametrize("part", [UNET, TEXT, VAE])
-def test_a_weight_without_a_place_is_named(run, folder: Path, part: str) -> None:
+def test_a_weight_without_a_place_is_named(folder: Path, part: str) -> None:
     rewrite(folder / f"{part}.safetensors", lambda weights: weights | {"text_model.extra.weight": torch.zeros(3)})
-    refused(run, folder, "1 weights that its network has no place for", "extra.weight")
+    refused(folder, "1 weights that its network has no place for", "extra.weight")
 
 
 def test_the_positions_of_old_clip_files_are_no_weights(picture, folder: Path, tiny_teacher: Path) -> None:
@@ -106,17 +116,12 @@ def test_an_autoencoder_under_diffusers_old_names_is_read(picture, folder: Path,
     assert np.array_equal(picture(folder), picture(tiny_teacher))
 
 
-def test_a_tokenizer_must_fit_its_encoder(run, folder: Path) -> None:
+def test_a_tokenizer_must_fit_its_encoder(folder: Path) -> None:
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink()
     (folder / "tokenizer" / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}')
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    refused(run, folder, "tokenizer", "vocabulary of 2", "embeddings for 514")
-
-
-def test_more_tokens_than_positions_are_refused(run, folder: Path) -> None:
-    change_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=9)
-    refused(run, folder, "up to 9 tokens", "takes 6")
+    refused(folder, "tokenizer", "vocabulary of 2", "embeddings for 514")
 
 
 def test_what_a_configuration_leaves_open_is_filled_in_rightly(picture, folder: Path, tiny_teacher: Path) -> None:
@@ -190,11 +195,11 @@ def test_the_hub_gives_each_weight_once(hub, folder: Path, tiny_teacher: Path, o
     assert model.digests() == load_model(str(tiny_teacher), torch.device("cpu")).digests()
 
 
-def test_pickled_weights_are_named_for_what_they_are(run, folder: Path) -> None:
+def test_pickled_weights_are_named_for_what_they_are(folder: Path) -> None:
     path = folder / f"{UNET}.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
-    refused(run, folder, "diffusion_pytorch_model.bin", "safetensors")
+    refused(folder, "diffusion_pytorch_model.bin", "safetensors")
 
 
 def test_a_picture_that_is_not_finite_is_no_picture(run, folder: Path) -> None:
@@ -203,32 +208,39 @@ def test_a_picture_that_is_not_finite_is_no_picture(run, folder: Path) -> None:
         return weights
 
     rewrite(folder / f"{UNET}.safetensors", spoil)
-    for command in (["sample", "a cat"], ["eval", "--limit", "16"]):
+    for command in (["sample", "a cat"], ["eval", "--limit", "2", "--only", "clip"]):
         code, _, err = run(*command, "--model", folder, "--steps", "2", "--device", "cpu", "--out", "out")
         assert code == 1
         one_line(err, "not finite", "--precision")
     assert not list(Path("out").rglob("*.png"))
 
 
-@pytest.mark.parametrize("part", [UNET, TEXT, VAE])
-def test_pictures_of_one_model_are_never_taken_for_anothers(run, folder: Path, part: str) -> None:
+def test_pictures_of_one_model_are_never_taken_for_anothers(run, tiny_teacher_64: Path, tmp_path: Path) -> None:
     """Two models that differ in one part only, in the same --out: as in a comparison of two VAEs."""
-    change_json(folder / "unet" / "config.json", sample_size=32)
-    options = ["--model", folder, "--limit", "16", "--steps", "1", "--device", "cpu", "--out", "scores"]
-    assert run("eval", *options)[0] == 0
-    first = (Path("scores") / "results.json").read_text()
+
+    def score(model: Path) -> tuple[int, str, str]:
+        drawn = ["--limit", "2", "--only", "clip", "--steps", "1", "--device", "cpu"]
+        return run("eval", "--model", model, *drawn, "--out", "scores")
 
     def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: w + 0.1 if w.is_floating_point() else w for name, w in weights.items()}
 
-    rewrite(folder / f"{part}.safetensors", change)
-    code, _, err = run("eval", *options)
-    assert code == 2
-    one_line(err, f"made with other settings: parts_sha256 {part.partition('/')[0]} (", "--out")
-    assert err.count(" there, ") == 1
-    assert (Path("scores") / "results.json").read_text() == first
+    folder, other = tmp_path / "model", tmp_path / "other"
+    shutil.copytree(tiny_teacher_64, folder)
+    assert score(folder)[0] == 0
+    first = (Path("scores") / "results.json").read_text()
+    for part in (UNET, TEXT, VAE):
+        folder.rename(other)  # another model in the same place
+        shutil.copytree(tiny_teacher_64, folder)
+        rewrite(folder / f"{part}.safetensors", change)
+        code, _, err = score(folder)
+        assert code == 2
+        one_line(err, f"made with other settings: parts_sha256 {part.partition('/')[0]} (", "--out")
+        assert err.count(" there, ") == 1
+        assert (Path("scores") / "results.json").read_text() == first
+        shutil.rmtree(other)
     change_json(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
-    code, _, err = run("eval", *options)
+    code, _, err = score(folder)
     assert code == 2
     one_line(err, "scheduler timestep_spacing (", "trailing here)")
 
@@ -236,8 +248,7 @@ def test_pictures_of_one_model_are_never_taken_for_anothers(run, folder: Path, p
 def test_a_student_of_a_model_without_a_size_is_drawn_by_the_stock_pipeline(run, folder: Path, tmp_path: Path) -> None:
     change_json(folder / "unet" / "config.json", sample_size=None)
     (tmp_path / "prompts.txt").write_text("a cat\n", encoding="utf-8")
-    preset = ["--preset", "cpu", "--set", "grid_images=4", "--images", "64", "--prompts", "prompts.txt"]
-    code, _, err = run("distill", *preset, "--teacher", folder, "--out", "run")
+    code, _, err = run("distill", *SIZES, "--prompts", "prompts.txt", "--teacher", folder, "--out", "run")
     assert code == 0, err
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "student")
     assert pipeline("a cat", num_inference_steps=1, guidance_scale=1.0).images[0].size == (8, 8)

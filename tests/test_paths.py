@@ -12,9 +12,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.runs import ONE, TWO
-from support.scoring import folder_of
-from support.terminal import one_line
 
 from sidlsg import data
 from sidlsg.data import in_cache
@@ -25,6 +22,9 @@ from sidlsg.teachers.foreign import about_file
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
 from sidlsg.teachers.student import save_student
+from support.runs import ONE, TWO
+from support.scoring import folder_of
+from support.terminal import one_line
 
 
 @pytest.fixture

@@ -20,18 +20,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.scoring import results
-from support.terminal import one_line
 
 from sidlsg import distributed
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import chunks, pictures, weights
 from sidlsg.evaluation import run as evaluation
 from sidlsg.evaluation.networks import Clip, resize_bicubic
-from sidlsg.evaluation.pictures import find_pictures, load_rgb, match_captions, read_header, to_protocol
+from sidlsg.evaluation.picture_file import load_rgb, read_header
+from sidlsg.evaluation.pictures import find_pictures, match_captions, to_protocol
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.reference import CODE, cache_key, load_reference
 from sidlsg.evaluation.scorer import Scorer
+from support.scoring import results
+from support.terminal import one_line
 
 CPU = torch.device("cpu")
 GIGAGAN, SID, EMBEDDED = (get_protocol(name) for name in ("gigagan", "sid-lsg", "embedded"))
@@ -662,7 +663,7 @@ def changed(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarr
     ("arrays", "said"),
     [
         ({"mu": np.zeros(6)}, "it has no sigma"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, "it has no mu and no sigma"),
+        ({"arr_0": np.zeros(3, np.uint8)}, "it has no mu and no sigma"),
         ({"mu": np.zeros(6), "sigma": changed(covariance(), (0, 1), 0.5)}, "sigma is not symmetric"),
         ({"mu": np.zeros(6), "sigma": covariance() - np.eye(6)}, "sigma is not positive semi-definite"),
         ({"mu": np.zeros(6), "sigma": -covariance()}, "sigma is not positive semi-definite"),
@@ -672,7 +673,7 @@ def changed(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarr
         ({"mu": np.zeros((1, 6)), "sigma": covariance()}, r"mu must be a vector, and has the shape \(1, 6\)"),
         ({"mu": np.zeros(5), "sigma": covariance()}, r"sigma must be 5 x 5, as mu has it, and has the shape \(6, 6\)"),
         ({"mu": np.zeros(6), "sigma": covariance().astype(complex)}, "sigma is not made of real numbers"),
-        ({"mu": np.zeros(6), "sigma": covariance().astype(object)}, "Object arrays cannot be loaded"),
+        ({"mu": np.zeros(6), "sigma": covariance().astype(object)}, "it holds pickled Python objects"),
         ({"mu": np.zeros(6), "sigma": covariance(), "count": np.array([3, 4])}, "count is no number of pictures"),
         (
             {"mu": np.zeros(6), "sigma": covariance(), "count": np.int64(3), "features": np.zeros((4, 6))},
@@ -762,7 +763,7 @@ def test_results_that_cannot_be_written_are_printed(run, tmp_path: Path, monkeyp
 
     for i in range(4):
         save(tmp_path / "in" / f"{i}.png", 64, i)
-    monkeypatch.setattr(evaluation, "write_text", full)
+    monkeypatch.setattr("sidlsg.evaluation.results.write_text", full)
     command = ["eval", "--images", tmp_path / "in", "--protocol", "embedded", "--device", "cpu", "--out", "out"]
     code, shown, err = run(*command)
     assert code == 1

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.pinned import CASES, CONFIGURATIONS, RECORD, machine, observe
 
 from sidlsg.method.guidance import STRATEGIES
+from support.pinned import CASES, CONFIGURATIONS, RECORD, machine, observe
 
 RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
 NUMBERS = ("loss_fake", "loss_generator", "grad_norm_fake", "grad_norm_generator")

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from nullgpu import scorer
-from support.paper import TABLE_4
-from support.terminal import one_line
 
+from nullgpu import scorer
 from sidlsg.config import Config
 from sidlsg.errors import UsageError
 from sidlsg.evaluation.protocol import protocols
 from sidlsg.method.chunks import chunks
 from sidlsg.planning import memory
-from sidlsg.planning.cost import FULL_BACKWARD, INPUT_BACKWARD, forward_equivalents
-from sidlsg.planning.counting import compiled_passes, count, count_decoding, count_pass, footprint, size
+from sidlsg.planning.cost import forward_equivalents
+from sidlsg.planning.counting import compiled_passes, count, footprint, size
 from sidlsg.planning.footprint import Moment, Pass, footprints, scorers, way
 from sidlsg.planning.gpus import get_gpu, gpus, images_per_second, known_gpu, preset_for
 from sidlsg.planning.recognise import Recognised, recognise
@@ -34,6 +32,9 @@ from sidlsg.teachers.architectures import (
 )
 from sidlsg.teachers.loading import load_model
 from sidlsg.teachers.registry import locate
+from support.counted import COUNTED_AGAIN, RECORD, check_footprint, made_of, moments, numbers
+from support.paper import TABLE_4, authors_gib
+from support.terminal import one_line
 
 SD15 = footprints()["sd15"]
 GFLOP = SD15.gflop
@@ -53,7 +54,7 @@ def test_the_memory_model_reproduces_table_4(row: str, strategy: str, gib: float
         options["attention"] = attention
     if preset.startswith("a"):
         options["ema"] = strategy != "lsg"
-    found = memory.official(make_config(preset, options), SD15).total
+    found = authors_gib(make_config(preset, options), SD15)
     assert found == pytest.approx(
         gib, rel=0.05
     )  # the worst cells: LSG on the A6000 (-4.7 %), short with eager fp16 (+4.9 %)
@@ -86,7 +87,7 @@ def test_the_presets_comments_are_the_plans_numbers(name: str) -> None:
     seconds = 1e3 / images_per_second(config, size.gflop, gpu, config.processes)
     first = preset_path(name).read_text(encoding="utf-8").splitlines()[0]
     assert first.endswith(
-        f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB a GPU, {seconds:.0f} s per 1k images"
+        f"estimates for LSG on {config.processes} x {gpu.name}: {need:.1f} GiB per GPU, {seconds:.0f} s per 1k images"
     )
 
 
@@ -235,40 +236,12 @@ def test_memory_on_the_cpu() -> None:
     assert sum(memory.on_the_cpu(make_config("h100-bf16", {}), SD15).values()) == pytest.approx(copy, rel=0.01)
 
 
-# Of each architecture, the passes that every run of the tests counts again: kind, precision, checkpointed.
-COUNTED_AGAIN = {
-    "sd15": [("trained", "bf16", False), ("probed", "bf16", True)],
-    "sd21-base": [("frozen", "fp32", False)],
-    "sdxl": [("half", "bf16", True)],
-}
-
-
-def moments(found: Pass) -> tuple[Moment, ...]:
-    return (*found.forward, found.kept, *found.backward)
-
-
-def numbers(*found: Moment) -> list[float]:
-    return [value for moment in found for value in (moment.sample, moment.fixed)]
-
-
-@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
+@pytest.mark.parametrize("name", COUNTED_AGAIN)
 def test_footprints_are_counts_of_the_published_architectures(name: str) -> None:
-    """Parameters, operations, and the memory of some passes, on the meta device at real shape."""
-    model, known = build_model(name, torch.device("meta")), footprints()[name]
-    encoders = sum(size(part) for key, part in model.parts.items() if key.startswith("text_encoder"))
-    cost = count(model.network, model.family)
-    assert (cost.parameters, encoders, size(model.vae)) == (known.network, known.text_encoder, known.vae)
-    assert cost.forward / 1e9 == pytest.approx(known.gflop, rel=1e-3)
-    decoded = count_decoding(model.vae, model.family, model.latent_shape)
-    assert numbers(*decoded) == pytest.approx(numbers(*known.decode), abs=1e-3)
-    for kind, precision, checkpointed in COUNTED_AGAIN[name]:
-        found = count_pass(
-            lambda dtype: build_network(name, "meta", dtype), model.family, kind, precision, "sdpa", checkpointed
-        )
-        row = known.passes[way(precision, "sdpa", checkpointed, False)][kind]
-        assert numbers(*moments(found)) == pytest.approx(numbers(*moments(row)), abs=1e-3)
-    assert cost.backward / cost.forward == pytest.approx(FULL_BACKWARD, abs=0.01)
-    assert cost.input_backward / cost.forward == pytest.approx(INPUT_BACKWARD, abs=0.05)
+    """Always of sd15; of the larger ones where code, architectures or libraries are not those they were last counted with."""
+    if name != "sd15" and made_of() == json.loads(RECORD.read_text(encoding="utf-8")):
+        pytest.skip(f"{name} was counted with this code and these libraries (tests/counted.json)")
+    check_footprint(name)
 
 
 def test_compiled_checkpointed_sdxl_is_not_planned_too_low() -> None:
@@ -293,6 +266,7 @@ def test_compiled_passes_that_were_not_counted_are_planned_as_without_checkpoint
 
 
 @pytest.mark.nullgpu_full
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sdxl"])
 def test_all_passes_are_counted_again(name: str) -> None:
     """Minutes: what the default run of the tests counts a part of, and the passes under ``torch.compile``."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
 from torch import nn
 
 from sidlsg import distributed
@@ -28,6 +27,7 @@ from sidlsg.training import tracking
 from sidlsg.training.engine import HostBatch
 from sidlsg.training.tracking import Tracker
 from sidlsg.training.trainer import PLACES, Trainer
+from support.small_runs import PROMPTS, Team, checkpoints, one_of, quick, small_config, small_trainer
 
 
 def tokens(subject: Trainer, numbers: Sequence[int]) -> torch.Tensor:

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.processes import fork_server
-from support.runs import config_for, files, science, trainer, write_prompts
 
 from sidlsg.errors import SidlsgError
 from sidlsg.runs import checkpoints as module
 from sidlsg.runs.checkpoints import Checkpoints, Tensors
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.state import numbered, read_state, write_state
+from support.processes import fork_server
+from support.runs import config_for, files, science, trainer, write_prompts
 
 BATCH, END = 8, 48
 GROUPS = ("fake", "generator", "fake_adam", "generator_adam", "ema")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.small_runs import Judge, quick, small_config, small_trainer
 
 from sidlsg.cli import describe
 from sidlsg.errors import Stopped
@@ -20,6 +19,7 @@ from sidlsg.training import due
 from sidlsg.training.launch import outcome, summary
 from sidlsg.training.progress import RunProgress
 from sidlsg.training.trainer import Trainer
+from support.small_runs import Judge, quick, small_config, small_trainer
 
 
 @pytest.fixture

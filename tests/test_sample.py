@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,32 +15,33 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.terminal import one_line
-from support.tiny import SD_BETAS, change_json
 
 import sidlsg
 from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
+from sidlsg.sampling import grid
 from sidlsg.sampling.draw import check_sampling, many_step_scheduler, one_step
 from sidlsg.sampling.pictures import slug
 from sidlsg.sampling.samplers import SAMPLERS
 from sidlsg.teachers.loading import load_model
+from support.terminal import one_line
+from support.tiny import SD_BETAS, change_json
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def run_folder(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 32 images, made by the command."""
+    """A finished run of 16 images, made by the command."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     prompts = out.with_name("prompts.txt")
     prompts.write_text("".join(f"prompt {i}\n" for i in range(10)), encoding="utf-8")
     preset = out.with_name("preset.yaml")
     # A long memory, so that the average and the last weights differ.
     preset.write_text(
-        "images: 32\nbatch: 8\nmicro_batch: 4\nlr: 1e-3\nema_half_life: 100\nema_ramp_up: null\ndevice: cpu\n"
+        "images: 16\nbatch: 8\nmicro_batch: 8\nlr: 1e-2\nema_half_life: 100\nema_ramp_up: null\ngrid_images: 1\ndevice: cpu\n"
     )
     command("distill", "--preset", preset, "--teacher", tiny_teacher, "--prompts", prompts, "--out", out)
     return out
@@ -135,18 +137,21 @@ def test_a_prompt_file_and_several_seeds_give_every_pair(sample, tmp_path: Path)
     assert all(p.parent == tmp_path / "new" / "dir" and p.is_file() for p in paths)
 
 
-@pytest.mark.parametrize(
-    ("options", "columns", "rows"), [([], 3, 2), (["--columns", "5"], 5, 1), (["--columns", "2"], 2, 3)]
-)
-def test_a_grid_holds_the_pictures_in_order(sample, tmp_path: Path, options, columns: int, rows: int) -> None:
+@pytest.mark.parametrize(("options", "columns"), [([], 3), (["--columns", "5"], 5), (["--columns", "2"], 2)])
+def test_a_grid_holds_the_pictures_in_order(sample, tmp_path: Path, monkeypatch, options, columns: int) -> None:
+    sheets: list[tuple] = []
+    real = grid.labelled_grid
+    monkeypatch.setattr(grid, "labelled_grid", lambda *given: (sheets.append(given), real(*given))[1])
     arguments = ["a cat", "--seeds", "0-4"]
     (path,) = sample(*arguments, "--grid", "--out", tmp_path / "grid.png", *options)
     assert path == tmp_path / "grid.png"
-    grid = pixels(path)
-    assert grid.shape == (rows * 10 - 2, columns * 10 - 2, 3)  # 8x8 pictures, 2 pixels between
-    for i, single in enumerate(sample(*arguments)):
-        top, left = i // columns * 10, i % columns * 10
-        assert np.abs(grid[top : top + 8, left : left + 8] - pixels(single)).max() <= 1
+    (([block], heads, note, given),) = sheets
+    (row,) = block.rows
+    assert (row.name, list(heads), given) == ("a cat", [f"seed {i}" for i in range(5)], columns)
+    assert row.details == (["seeds 0 to 4"] if columns < 5 else [])
+    assert note.endswith("student, 1 step")
+    for found, single in zip(row.pictures, sample(*arguments), strict=True):
+        assert np.abs(np.asarray(found).astype(int) - pixels(single)).max() <= 1
     assert Image.open(path).text["seed"] == "0,1,2,3,4"
 
 
@@ -171,18 +176,18 @@ def test_the_student_is_not_its_teacher(run_folder: Path, tiny_teacher: Path) ->
     student, teacher = (load_model(str(f), CPU) for f in (run_folder / "student", tiny_teacher))
     made = [one_step(m, ["a cat"], [0], 625) for m in (student, teacher)]
     assert (made[0] - made[1]).abs().max() > 1e-4
-    assert (student.student["t_init"], student.student["images_seen"], teacher.student) == (625, 32, None)
+    assert (student.student["t_init"], student.student["images_seen"], teacher.student) == (625, 16, None)
 
 
 def test_an_unfinished_run_can_be_sampled_and_gives_the_students_picture(sample, run_folder: Path, tmp_path: Path):
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run_folder, unfinished, ignore=shutil.ignore_patterns("student"))
     (path,) = sample("a cat", "--model", unfinished)
-    assert Image.open(path).text["model"] == f"{unfinished} at 32 images"
+    assert Image.open(path).text["model"] == f"{unfinished} at 16 images"
     (finished,) = sample("a cat")
     assert np.abs(pixels(path) - pixels(finished)).max() <= 2  # the student is kept in half precision
     model = student_of_checkpoint(RunFolder(unfinished), CPU, torch.float32)
-    assert (model.student["t_init"], model.student["images_seen"]) == (625, 32)
+    assert (model.student["t_init"], model.student["images_seen"]) == (625, 16)
     student = load_model(str(run_folder / "student"), CPU).network.state_dict()  # the average
     assert all((student[name] - p).abs().max() < 5e-4 for name, p in model.network.state_dict().items())
 
@@ -211,10 +216,9 @@ def test_a_student_of_several_steps_is_not_drawn_in_one(run, run_folder: Path, t
     one_line(err, "several steps")
 
 
-@pytest.mark.parametrize("guidance", ["0", "0.5"])
-def test_a_scale_below_1_is_not_drawn_as_1(run, tiny_teacher: Path, guidance: str) -> None:
+def test_a_scale_below_1_is_not_drawn_as_1(run, tiny_teacher: Path) -> None:
     """diffusers' pipelines guide only above 1."""
-    for command in (["sample", "a cat"], ["eval"]):
+    for command, guidance in ((["sample", "a cat"], "0.5"), (["eval", "--only", "clip"], "0")):
         code, _, err = run(*command, "--model", tiny_teacher, "--guidance", guidance, "--device", "cpu")
         assert code == 2
         one_line(err, f"guidance is {guidance}", "1 or more")
@@ -230,33 +234,57 @@ def test_student_folder_names_no_path_of_this_machine(run_folder: Path) -> None:
     assert [path for path, text in texts.items() if str(Path.home()) in text or "_name_or_path" in text] == []
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
-    """Every number of steps that is not refused can be taken, and ends in finite latents."""
+SPACINGS = ["leading", "trailing", "linspace"]
+
+
+def taken(sampler: str, spacing: str, counts: Iterable[int]) -> set[int]:
+    """Those of some numbers of steps that are not refused, each of which is taken and must end in finite latents."""
     settings = {**SD_BETAS, "steps_offset": 1, "set_alpha_to_one": False, "timestep_spacing": spacing}
     model = SimpleNamespace(
         student=None, schedule=range(1000), scheduler_config=settings | {"_class_name": "DDIMScheduler"}
     )
     noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    taken = set()
-    for steps in (1, 2, 3, 4, 25, 499, 500, 998, 999, 1000, 1001):
+    found = set()
+    for steps in counts:
         try:
             check_sampling(model, steps, None, sampler)
         except UsageError:
             continue
-        taken.add(steps)
+        found.add(steps)
         kind, x = many_step_scheduler(model, steps, sampler), noise
         for t in kind.timesteps:
             x = kind.step(0.1 * kind.scale_model_input(x, t), t, x).prev_sample
         assert x.isfinite().all(), steps
-    assert 1001 not in taken
-    assert {4, 25, 500} <= taken
-    assert (2 in taken) == (sampler != "pndm")
+    return found
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
+    found = taken(sampler, spacing, (1, 2, 3, 4, 25, 500, 1000, 1001))
+    assert 1001 not in found
+    assert {4, 25, 500} <= found
+    assert found >= ({1, 2} if sampler != "pndm" else set())
+    assert sampler != "pndm" or 2 not in found
+    assert spacing != "leading" or 1000 not in found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_many_steps_are_refused_or_can_be_taken(sampler: str, spacing: str) -> None:
+    assert 499 in taken(sampler, spacing, (499, 998, 999))
+
+
+def test_more_steps_than_a_sampler_can_take_are_refused(run, tiny_teacher: Path) -> None:
+    options = ["--model", tiny_teacher, "--device", "cpu", "--steps", "1000", "--sampler", "unipc"]
+    code, _, err = run("sample", "a cat", *options)
+    assert code == 2
+    one_line(err, "cannot draw in 1000 steps", "another --steps")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_that_torch_would_change_are_refused(tiny_teacher: Path, seed: int) -> None:
-    pictures = sidlsg.sample("a", model=tiny_teacher, seeds=[0, seed], steps=1, device="cpu")
     with pytest.raises(UsageError, match=f"the seed {seed} is not in"):
-        list(pictures)
+        sidlsg.sample("a", model=tiny_teacher, seeds=[0, seed], steps=1, device="cpu")

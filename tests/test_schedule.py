@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
-from support.tiny import SD_BETAS
 
 from sidlsg.errors import UsageError
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.teachers.schedules import ddpm_schedule
 from sidlsg.teachers.stable_diffusion import StableDiffusion
+from support.tiny import SD_BETAS
 
 
 @pytest.fixture

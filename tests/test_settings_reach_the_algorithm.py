@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.naive import NaiveAlgorithm1
-from support.runs import config_for, trainer, write_prompts
 
 from sidlsg.method.draws import PromptOrder
 from sidlsg.prompts import PromptFile
 from sidlsg.teachers.loading import load_model
+from support.naive import NaiveAlgorithm1
+from support.runs import config_for, trainer, write_prompts
 
 # None is its default's value; together they differ in every setting that changes a result. Adam's eps is so large that steps are
 # smooth in the gradient: with the usual one the first steps are its sign, and rounding noise would be as large as the signal.

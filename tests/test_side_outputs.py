@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from support.runs import files
-from support.small_runs import Judge, checkpoints, quick, small_config, small_trainer
 
 from sidlsg.method.update import Stats
 from sidlsg.runs.folder import read_metrics
 from sidlsg.training import engine, outputs
 from sidlsg.training.trainer import Trainer
+from support.runs import files
+from support.small_runs import Judge, checkpoints, quick, small_config, small_trainer
 
 
 @pytest.fixture(autouse=True)

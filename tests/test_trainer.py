@@ -20,9 +20,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from support.processes import free_port, on_ranks, without_reader
-from support.runs import PRESET, command, config_for, files, science, trainer
-from support.tiny import change_json
 
 from sidlsg import api
 from sidlsg import files as file_system
@@ -39,6 +36,9 @@ from sidlsg.training.outputs import draw_teacher_grid, teacher_grid_is_cheap
 from sidlsg.training.prefetch import Prefetch
 from sidlsg.training.preflight import preflight
 from sidlsg.training.trainer import Trainer
+from support.processes import free_port, on_ranks, without_reader
+from support.runs import PRESET, command, config_for, files, science, trainer
+from support.tiny import change_json
 
 
 def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:

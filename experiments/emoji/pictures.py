@@ -107,9 +107,7 @@ def demo(browser: Any) -> None:
         page = browser.new_page(viewport=SIZE)
         page.goto(serving.stdout.readline().strip())
         page.fill("#prompt", TYPED)
-        page.wait_for_selector(f"#first img[alt='{TYPED}']")
-        page.click("#other")
-        page.wait_for_selector("#second img")
+        page.wait_for_selector(f"#second img[alt='{TYPED}, seed 3']")  # the last one drawn
         page.screenshot(path=OUT / "readme-demo.png")
     finally:
         serving.terminate()

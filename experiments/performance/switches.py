@@ -13,9 +13,8 @@ import statistics
 from dataclasses import replace
 
 from sidlsg.benchmark.distillation import measure
-from sidlsg.benchmark.machine import device_facts
 from sidlsg.config import Config
-from sidlsg.devices import pick_device
+from sidlsg.devices import device_facts, pick_device
 from sidlsg.planning.footprint import footprints
 from sidlsg.settings import make_config
 from sidlsg.teachers.architectures import build_model

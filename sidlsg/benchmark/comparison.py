@@ -12,18 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sidlsg.benchmark.machine import device_facts
 from sidlsg.benchmark.timing import synchronise
-from sidlsg.devices import DTYPES, pick_device, pick_precision
+from sidlsg.devices import DTYPES, device_facts, pick_device, pick_precision
 from sidlsg.errors import UsageError
 from sidlsg.paths import user_path
-from sidlsg.runs.folder import run_folder
-from sidlsg.runs.opening import open_model, student_is_newest
-from sidlsg.sampling.draw import check_prompts, check_sampling, draw
+from sidlsg.runs.opening import describe_model, open_model
+from sidlsg.sampling.draw import check_prompts, check_sampling, draw, sampling_text
 from sidlsg.sampling.grid import EMPTY, Block, Row, labelled_grid
 from sidlsg.teachers.family import Description, Model
-from sidlsg.teachers.loading import describe
-from sidlsg.teachers.registry import locate
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,8 @@ class Contender:
 
     def check(self, options: Options) -> None:
         """Raise UsageError for an unknown model, or a student with a teacher's options, before the first model is loaded."""
-        run = run_folder(self.model)
-        if run is None:
-            folder = locate(self.model).folder
-        elif student_is_newest(run):
-            folder = run.student
-        else:
-            folder = None  # the student lies in a checkpoint
-        if folder is not None:
-            self.sampling(describe(folder, self.model), options)
+        if (about := describe_model(self.model)) is not None:
+            self.sampling(about, options)
 
     def sampling(self, model: Model | Description, options: Options) -> Options:
         """The options that the model is sampled with, complete; a student takes none but its own."""
@@ -92,11 +81,8 @@ class Measured:
     @property
     def details(self) -> list[str]:
         """The lines below its name in a grid."""
-        how = "1 step"
-        if not self.one_step:
-            how = f"{self.options.steps} steps, guidance {self.options.guidance:g}"
         return [
-            how,
+            sampling_text(self.one_step, self.options.steps, self.options.guidance),
             *([self.options.sampler] if self.options.sampler else []),
             f"{seconds_text(self.seconds)} a picture",
         ]

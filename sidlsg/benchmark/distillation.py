@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset, device_facts
+from sidlsg.benchmark.machine import data_sheet_peak, default_arch, default_preset
 from sidlsg.benchmark.report import write_bench
 from sidlsg.benchmark.timing import Timing, gemm_tflops, timed
 from sidlsg.config import Config
-from sidlsg.devices import DTYPES, PeakMemory
+from sidlsg.devices import DTYPES, PeakMemory, device_facts
 from sidlsg.method import draws
 from sidlsg.method.guidance import STRATEGIES
 from sidlsg.paths import check_output

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from sidlsg.benchmark.distillation import PROMPT
-from sidlsg.benchmark.machine import default_arch, device_facts
+from sidlsg.benchmark.machine import default_arch
 from sidlsg.benchmark.report import write_bench_sample
 from sidlsg.benchmark.timing import Timing, timed
-from sidlsg.devices import DTYPES, pick_precision
+from sidlsg.devices import DTYPES, device_facts, pick_precision
 from sidlsg.evaluation.generation import caption_jobs, generate
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.paths import check_output

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sidlsg import terminal
-from sidlsg.cli import bench, compare, demo, distill, eval, models, presets, report, sample
+from sidlsg.cli import bench, compare, demo, distill, doctor, eval, models, presets, report, sample
 from sidlsg.errors import SidlsgError, known_reason, sentence
 from sidlsg.version import __version__
 
@@ -33,6 +33,7 @@ app.add_typer(bench.app, name="bench")
 app.command("report")(report.report)
 app.add_typer(presets.app, name="presets")
 app.command("models")(models.models)
+app.command("doctor")(doctor.doctor)
 
 
 DEBUG = "SIDLSG_DEBUG"
@@ -102,12 +103,21 @@ def run() -> None:
     except SystemExit as stop:
         if stop.code == 130:  # typer's exit code on Ctrl-C
             message, code = describe(KeyboardInterrupt())
-            print(f"sidlsg: {message}", file=sys.stderr, flush=True)
+            complain(message)
             sys.exit(code)
         raise
     except (Exception, KeyboardInterrupt) as error:
         if terminal.given(DEBUG):
             traceback.print_exc()
         message, code = describe(error)
-        print(f"sidlsg: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        complain(message)
         sys.exit(code)
+
+
+def complain(message: str) -> None:
+    """Write an error to stderr: on a terminal a paragraph broken between words, elsewhere one line."""
+    line = " ".join(message.splitlines())
+    if sys.stderr.isatty():
+        terminal.say(terminal.console(messages=True), line, "sidlsg: ")
+    else:
+        print(f"sidlsg: {line}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ def bench(
             autocompletion=completion.presets, help="Repeatable; default: the newest that is made for this device."
         ),
     ] = None,
-    micro_batch: Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Images of a measured iteration. Default: two micro-batches.")
     ] = None,
@@ -98,7 +98,7 @@ def sample(
     ] = None,
     precision: Precision = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures made at once.")] = 16,
-    images: Annotated[int, typer.Option(min=1, help="Pictures a measurement.")] = 64,
+    images: Annotated[int, typer.Option(min=1, help="Images per measurement.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 3,
     device: Device = "auto",
     out: Annotated[Path | None, path_option("Folder for bench-sample.json and bench-sample.md.")] = None,

@@ -15,12 +15,15 @@ def demo(
         list[str] | None,
         typer.Option(
             autocompletion=completion.models,
-            help="The model that draws as one types, and, given twice, the one to compare it with on request (emoji@25: with 25 "
-            "steps). Default: emoji-student and the teacher of the first.",
+            help="The model that draws as one types, and, given twice, the one that draws beside it after a pause (emoji@25: "
+            "with 25 steps). Default: emoji-student and the teacher of the first.",
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but 127.0.0.1 lets other machines draw on this one.")
+        str,
+        typer.Option(
+            help="Address to listen on, IPv4 or IPv6; any but this machine's own (127.0.0.1, ::1) lets other machines draw on it."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")] = 7860,
     precision: Precision = None,
@@ -28,8 +31,9 @@ def demo(
 ) -> None:
     """Serve a page where one types a prompt and sees the picture change (needs `pip install "sidlsg[demo]"`).
 
-    The teacher draws beside it on request, with the seconds of each; seeds can be walked through, and sixteen seen at once. One
-    picture is drawn at a time, and nothing is kept of what visitors type. Ctrl-C ends it.
+    Four seeds are seen at once, or sixteen. After a pause the teacher draws the same seeds beside them, with the seconds of each,
+    and gives way to typing between its steps. Each image can be enlarged and saved with its prompt, seed and model; the page's
+    address is a link to what it shows. Nothing is kept of what visitors type. Ctrl-C ends it.
 
     Examples: `sidlsg demo` · `sidlsg demo --model runs/my-run --model sd15@25`
     """
@@ -41,15 +45,17 @@ def demo(
         from sidlsg.demo.server import listen, serve
     except ImportError as error:
         raise UsageError(f'the demo needs {error.name}: pip install "sidlsg[demo]"') from None
+    from sidlsg import loopback
     from sidlsg.demo.studio import Studio
     from sidlsg.teachers.registry import locate
     from sidlsg.terminal import note
 
     with listen(host, port) as listening:
+        if not loopback.is_loopback(listening.getsockname()[0]):
+            note(f"everybody who reaches {host} can draw on this machine; 127.0.0.1 is for itself only", "warning: ")
         studio = Studio(model or ["emoji-student"], device, precision)
-        shown, bound = listening.getsockname()[:2]
         for contender in studio.contenders:
             note(locate(contender.model).note)
-        print(f"http://{shown}:{bound}/", flush=True)
+        print(loopback.url(listening), flush=True)
         note("Ctrl-C ends it.", label="")
         serve(studio, host, listening)

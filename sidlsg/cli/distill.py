@@ -16,7 +16,7 @@ def distill(
         str | None,
         typer.Option(
             autocompletion=completion.presets,
-            help="Preset name (`sidlsg presets list`) or YAML file; default: `cpu` for emoji, else the one for this GPU.",
+            help="Preset name (`sidlsg presets list`) or YAML file; default: `cpu` for emoji, else by --gpu or the GPU here.",
         ),
     ] = None,
     teacher: Annotated[
@@ -24,7 +24,7 @@ def distill(
         typer.Option(autocompletion=completion.teachers, help="Alias (`sidlsg models`), hub id or diffusers folder."),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Text file, one prompt a line, a table, or an alias (aesthetics6plus).")
+        str | None, typer.Option(help="Text file, one prompt per line, a table, or an alias (aesthetics6plus).")
     ] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Column of a table (CSV, TSV, JSON Lines, Parquet) with the prompts.")
@@ -36,9 +36,9 @@ def distill(
         str | None, typer.Option(help="The strategy's scale, or all four: k1,k2,k3,k4. 1 is no guidance.")
     ] = None,
     images: Annotated[str | None, typer.Option(help="Duration in images seen: 10M, 50k, 12800.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Images an iteration, over all processes.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Images per iteration, over all processes.")] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Images a forward pass; changes memory, not the result.")
+        int | None, typer.Option(help="Images per forward pass; changes memory, not the result.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of both networks.")] = None,
     precision: Annotated[
@@ -66,7 +66,8 @@ def distill(
     gpu: Annotated[
         str | None,
         typer.Option(
-            autocompletion=completion.gpus, help="Plan for this GPU: a5000, a6000, a100, h100, h200, 4090, ..."
+            autocompletion=completion.gpus,
+            help="Plan for this GPU: 4090, 5090, a6000, a100, h100, ... or its memory (24GB); chooses the preset.",
         ),
     ] = None,
     force: Annotated[
@@ -83,14 +84,14 @@ def distill(
 ) -> None:
     """Distil a teacher into a one-step generator (Algorithm 1 of the paper).
 
-    Alone, it distils the embedded emoji teacher on the CPU in a few minutes. Option beats preset beats default; what differs
-    from the preset is printed, and the effective configuration is saved as config.yaml beside the run.
+    Alone, it distils the embedded emoji teacher on the CPU in two to five minutes. Option beats preset beats default; what
+    differs from the preset is printed, and the effective configuration is saved as config.yaml beside the run.
 
     To resume, run the same command again. Several GPUs: `torchrun --nproc_per_node 8 -m sidlsg distill ...`
 
-    The generator loss oscillates around zero by design. To see whether a run works, look at the grids in samples/.
+    The generator loss oscillates around zero by design. Whether a run works is said in report.html in its folder.
 
-    Examples: `sidlsg distill` · `sidlsg distill --preset h100-fp16 --teacher sd15 --dry-run` ·
+    Examples: `sidlsg distill` · `sidlsg distill --teacher sd15 --gpu 4090 --dry-run` ·
     `sidlsg distill --strategy long --kappa 3 --images 50k`
     """
     import sys

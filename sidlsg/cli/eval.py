@@ -40,7 +40,7 @@ def evaluate(
         typer.Option(help="Column with the file names of the pictures in --images that the captions belong to."),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(autocompletion=completion.protocols, help="gigagan, sid-lsg or embedded.")
+        str | None, typer.Option(autocompletion=completion.protocols, help="gigagan, sid-lsg, embedded or teacher.")
     ] = None,
     only: Annotated[str, typer.Option(help="Which scores: fid,clip,pr.")] = "fid,clip,pr",
     limit: Annotated[
@@ -127,7 +127,7 @@ def evaluate(
         if as_json:
             terminal.print_json(dict(lines(request)))
         else:
-            terminal.console().print(plan(request), highlight=False)
+            terminal.console().print(plan(request), highlight=False, soft_wrap=True)
         return
     from sidlsg.evaluation.report import results_table
     from sidlsg.evaluation.run import run
@@ -138,7 +138,7 @@ def evaluate(
     elif results is not None:
         console = terminal.console()
         console.print(results_table(results), highlight=False)
-        terminal.say(console, str(request.folder / "results.json"))
+        terminal.say(console, str(request.folder))
 
 
 @app.command("stats")

@@ -9,9 +9,8 @@ import typer
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
     """List the model aliases; a diffusers folder or a hub id (owner/name) works in their place."""
-    from rich.table import Table
-
     from sidlsg import terminal
+    from sidlsg.sheet import Sheet
     from sidlsg.teachers.registry import registry
 
     if as_json:
@@ -22,8 +21,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the list 
             ]
         )
         return
-    table = Table("alias", "what", box=None, pad_edge=False)
-    table.add_column("where", overflow="fold")  # names that are to be copied
-    for name, entry in registry().items():
-        table.add_row(name, entry.what, "in the package" if entry.folder else ", then ".join(entry.repositories))
-    terminal.console().print(table, highlight=False)
+    lines = {
+        name: f"{entry.what} ({'in the package' if entry.folder else ', then '.join(entry.repositories)})"
+        for name, entry in registry().items()
+    }
+    terminal.console().print(Sheet({"Models": lines}), highlight=False, soft_wrap=True)

@@ -14,46 +14,40 @@ app = typer.Typer(help="List, show or copy the presets of `sidlsg distill`.", no
 
 
 @app.command("list")
-def list_presets(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
-    """One line per preset: what it is for, and its main settings."""
-    from rich.table import Table
+def list_presets(
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completion.gpus, help="Say what fits this GPU (4090, 24GB) instead of the one here."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """The presets by hardware: memory, images per day, how long a full run takes, and what fits the GPU of this machine."""
+    from rich.text import Text
 
     from sidlsg import terminal
-    from sidlsg.settings import make_config, preset_names, preset_path
+    from sidlsg.planning.gpus import get_gpu
+    from sidlsg.planning.here import gpu_count, gpu_here, may_have_gpu
+    from sidlsg.planning.offers import fit, offers, table
 
-    # The first line of each file up to the semicolon; numbers follow it.
-    purposes = {
-        name: preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(";")[0]
-        for name in preset_names()
-    }
+    card, count = (get_gpu(gpu), 1) if gpu else (gpu_here() if may_have_gpu() else None, 1)
+    if card is not None and not gpu:
+        count = gpu_count()
     if as_json:
-        terminal.print_json(
-            [
-                {"preset": name, "for": text, "config": make_config(name, {}).as_dict()}
-                for name, text in purposes.items()
-            ]
-        )
+        by_name = sorted(offers(), key=lambda offer: offer.name)
+        terminal.print_json([offer.as_dict(fit(offer, card, count) if card else None) for offer in by_name])
         return
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("preset", "precision", "batch", "micro", "processes", "images", "κ"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("for")
-    for name, purpose in purposes.items():
-        config = make_config(name, {})
-        kappas = ", ".join(f"{k:g}" for k in dict.fromkeys(config.guidance))
-        images = f"{config.images / 1e6:g}M" if config.images >= 1e6 else f"{config.images:,}"
-        table.add_row(
-            name,
-            config.precision,
-            str(config.batch),
-            str(config.micro_batch),
-            str(config.processes),
-            images,
-            kappas,
-            purpose,
-        )
-    terminal.console().print(table, highlight=False)
+    console = terminal.console()
+    console.print(*map(Text, table(card, count)), "", sep="\n", highlight=False, soft_wrap=True)
+    for_what = "--gpu 4090 here says what fits that GPU."
+    if card is not None:
+        for_what = f"The last column is for {count} x {card.name}, {card.memory:.1f} GiB."
+    terminal.say(
+        console,
+        "GiB per GPU, images per day and times are estimates for LSG; none was measured on a GPU yet. sidlsg distill --preset "
+        f"NAME --dry-run is the whole plan, sidlsg presets show NAME the settings. {for_what}",
+    )
 
 
 @app.command("show")

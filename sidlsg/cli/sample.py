@@ -26,11 +26,14 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="First seed.")] = 0,
     seeds: Annotated[str | None, typer.Option(help="Seeds instead of -n and --seed: 0-63 or 1,5,8-10.")] = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="One PNG instead of one a picture; several prompts: a row each.")
+        bool,
+        typer.Option("--grid", help="One PNG instead of one per image, with the prompts, seeds and model as labels."),
     ] = False,
     columns: Annotated[
         int | None,
-        typer.Option(min=1, help="Columns of the grid (default: about square; several prompts: a column a seed)."),
+        typer.Option(
+            min=1, help="Columns of the grid (default: about square; several prompts: one per seed, up to 8)."
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(autocompletion=completion.models, help="Run folder, diffusers folder, alias or hub id.")
@@ -97,11 +100,15 @@ def sample(
     display = Display.of(sys.stdout, False if as_json else show, 1 if grid else count)
 
     from sidlsg import api
+    from sidlsg.runs.opening import describe_model
+    from sidlsg.sampling.draw import EMPTY_PROMPT, check_sampling, sampling_text
     from sidlsg.sampling.grid import prompt_grid
     from sidlsg.sampling.pictures import free_path, save_png, slug
     from sidlsg.teachers.registry import locate
 
     note(locate(model).note)
+    if not all(text.strip() for text in texts):
+        note(EMPTY_PROMPT)
     begun = time.perf_counter()
     pictures = api.sample(
         texts,
@@ -126,9 +133,12 @@ def sample(
     if grid:
         found = list(pictures)
         made = [out if single else free_path(folder / f"grid-{slug(texts[0])}.png")]
-        if len(texts) > 1:
-            say_unwritable(texts)
-        drawn = prompt_grid([picture.image for picture in found], texts, numbers, columns)
+        say_unwritable(texts)
+        label = found[0].model
+        if (about := describe_model(model)) is not None:
+            label += f", {sampling_text(about.student is not None, *check_sampling(about, steps, guidance, sampler))}"
+            label += f", {sampler}" if sampler else ""
+        drawn = prompt_grid([picture.image for picture in found], texts, numbers, columns, label)
         save_png(drawn, made[0], prompt=" | ".join(texts), seed=",".join(map(str, numbers)), model=found[0].model)
         tell(made[0])
     for picture in () if grid else pictures:

@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 
 from sidlsg.data import in_cache
 from sidlsg.errors import UsageError
-from sidlsg.evaluation.pictures import SUFFIXES, Folder
-from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.pictures import Folder, bare_name
+from sidlsg.evaluation.protocol import RUN, Protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.teacher_images import chosen_prompts, run_config, run_prompts
 from sidlsg.evaluation.weights import find_weights, weight_files
 from sidlsg.prompts import PromptFile
 
@@ -28,12 +29,14 @@ class Captions:
         where: their path; before a download, its URL and target path.
         sha256: of the caption file, as ``PromptFile`` has it; empty when unknown.
         names: the file name of the picture that caption i belongs to, when the file gives it; None: picture i.
+        broken: of a CSV file, the line at which its first row with a line break in a field begins; None without one.
     """
 
     lines: list[str] | None
     where: str
     sha256: str
     names: list[str] | None = None
+    broken: int | None = None
 
 
 def captions_of(request: Request, protocol: Protocol, download: bool) -> Captions:
@@ -46,11 +49,17 @@ def captions_of(request: Request, protocol: Protocol, download: bool) -> Caption
     protocol's caption list has the wrong length or SHA-256; SidlsgError when the download fails.
     """
     own = BENCH / "captions.txt"
+    if protocol.prompts == RUN:
+        listed = run_prompts(run_config(request.drawn), download)
+        if listed is None:
+            return Captions(None, "the run's own list, to be downloaded", "")
+        count = request.limit or protocol.images
+        return Captions(chosen_prompts(listed, count), f"{count:,} of {_where(listed)}", listed.sha256)
     if request.images is not None:  # finished pictures: any caption file will do
         if request.prompts is None and protocol.prompts == "coco30k":
             return Captions(None, "none given", "")
         lines = PromptFile(request.prompts or own, True, request.caption_column, request.file_column)
-        return Captions(list(lines), _where(lines), lines.sha256, lines.names)
+        return Captions(list(lines), _where(lines), lines.sha256, lines.names, lines.broken)
     if protocol.prompts == "emoji-bench":
         lines = PromptFile(request.prompts or own, True, request.caption_column)
     else:
@@ -83,12 +92,19 @@ def assign(folder: Folder, captions: Captions, warn: Callable[[str], None]) -> F
     A picture that no row names gets a number beyond the captions. Where nothing is named, pictures are numbered already; ``warn``
     is told when there is one caption more than pictures, as where the first line is a header.
 
-    Raises UsageError when no picture is named, or a name means two pictures, or two rows name one picture.
+    Raises UsageError when no picture is named, or a name means two pictures, or two rows name one picture; and when there are
+    fewer captions than pictures where quotation marks may have made one row of several.
     """
     if captions.lines is None:
         return folder
     if captions.names is None:
         count = len(folder)
+        if captions.broken is not None and len(captions.lines) < count:
+            raise UsageError(
+                f"{captions.where} holds {len(captions.lines):,} captions for {count:,} pictures, and the row at line "
+                f"{captions.broken:,} goes over several lines: where quotation marks joined rows, every later caption would be "
+                "scored with another picture; correct that row, or give JSON Lines"
+            )
         if len(captions.lines) == count + 1 and folder.index is not None and set(folder.index) == set(range(count)):
             warn(
                 f"{captions.where} has one line more than there are pictures ({count:,}): if its first line "
@@ -146,5 +162,5 @@ def _ends(text: str) -> list[str]:
 
 def _spellings(path: str) -> list[str]:
     """A path with the suffix of its picture, and without."""
-    bare = PurePosixPath(path)
-    return [path, str(bare.with_suffix(""))] if bare.suffix.lower() in SUFFIXES else [path]
+    file = PurePosixPath(path)
+    return list(dict.fromkeys([path, str(file.with_name(bare_name(file.name)))])) if file.name else [path]

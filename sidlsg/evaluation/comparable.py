@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_STYLES, Protocol
+from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_STYLES, RUN, Protocol
 from sidlsg.evaluation.reference import BENCH
 from sidlsg.evaluation.weights import file_sha256, known_sha256, weight_files
 
@@ -18,12 +18,19 @@ class Made:
         prompts: name of each prompt list -> SHA-256 of its file; "" when it is not known with which prompts they were drawn.
         reference: number of real pictures, 0 when unknown; None when there are none.
         weights: key of ``weights.yaml`` -> SHA-256 of the file.
+        names: ``Reference.names``; None when there is no reference.
     """
 
     pictures: int
     prompts: dict[str, str] = field(default_factory=dict)
     reference: int | None = None
     weights: dict[str, str] = field(default_factory=dict)
+    names: str | None = None
+
+
+def said_of(protocol: Protocol, found: Made) -> list[str]:
+    """A sentence for everything in which ``found`` is not what the protocol fixes: of prompts of a run's own, weights alone."""
+    return deviations(found, found if protocol.prompts == RUN else fixed_by(protocol), protocol)
 
 
 def fixed_by(protocol: Protocol) -> Made:
@@ -39,12 +46,13 @@ def fixed_by_hps() -> Made:
     return Made(HPS_PROMPTS * len(HPS_STYLES), lists)
 
 
-def deviations(found: Made, fixed: Made, name: str) -> list[str]:
-    """A sentence for everything in which ``found`` is not what the protocol ``name`` fixes. No sentence: comparable.
+def deviations(found: Made, fixed: Made, protocol: Protocol | str) -> list[str]:
+    """A sentence for everything in which ``found`` is not what the protocol fixes. No sentence: comparable.
 
     Weights are compared with the pinned SHA-256, or the one that the hub announces.
     """
     said = []
+    name, names = (protocol, ()) if isinstance(protocol, str) else (protocol.name, protocol.reference_names)
     if found.pictures != fixed.pictures:
         said.append(f"The number of pictures is {found.pictures:,}; the protocol {name} has {fixed.pictures:,}.")
     for key, sha256 in found.prompts.items():
@@ -58,6 +66,11 @@ def deviations(found: Made, fixed: Made, name: str) -> list[str]:
     if found.reference is not None and found.reference != fixed.reference:
         count = f"holds {found.reference:,} pictures" if found.reference else "does not say how many pictures it holds"
         said.append(f"The reference {count}; that of the protocol {name} holds {fixed.reference:,}.")
+    elif found.names is not None and names and found.names not in names:
+        said.append(
+            f"The files of the reference are not named as those of the protocol {name} ({names[0]}; # is a digit): it may be of "
+            "other pictures, or a file of statistics that this version of `sidlsg eval stats` has not made."
+        )
     for key, sha256 in found.weights.items():
         row = weight_files().get(key)
         if row is None:

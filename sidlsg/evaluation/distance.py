@@ -14,6 +14,7 @@ from sidlsg.errors import SidlsgError
 
 # Rows per block of a distance matrix: 2,000 x 40,504 float32 is 0.3 GiB, and torch-fidelity holds a few such blocks at once.
 BLOCK = 2000
+COPY = 1e-4  # of the mean length of feature vectors; two that are nearer are of one picture
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ def precision_recall(
     options = {"prc_neighborhood": neighbours, "prc_batch_size": block, "save_cpu_ram": True, "verbose": False}
     found = prc_features_to_metric(generated, reference, **options)
     return found["precision"], found["recall"]
+
+
+def copies(features: Tensor) -> int:
+    """How many of N feature vectors [N, D] are those of another one, up to rounding."""
+    direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+    ordered = features[(features @ direction).argsort()]  # copies are neighbours in any direction
+    gaps = (ordered[1:] - ordered[:-1]).norm(dim=1)
+    return int((gaps <= COPY * features.norm(dim=1).mean()).sum())
 
 
 def retrieval(images: Tensor, captions: Tensor, own: Tensor, block: int = BLOCK) -> tuple[float, float]:

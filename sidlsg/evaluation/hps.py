@@ -28,6 +28,9 @@ from sidlsg.evaluation.weights import file_sha256, find_weights
 SIZE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ARCHITECTURE = "ViT-H-14"
+# hpsv2x is the complete build of hpsv2 1.2.0, whose wheel lacks the tokenizer's vocabulary; it pins old versions of pytest and
+# protobuf, which it does not need.
+INSTALL = "pip install --no-deps hpsv2x==1.2.0 clint==0.5.1 args==0.1.0 webdataset==1.0.2 braceexpand==0.1.7 einops"
 
 
 @dataclass
@@ -129,7 +132,7 @@ def _load_package(
     except Exception as error:  # its wheels lack a file, and import tkinter and others
         raise UsageError(
             f"the hpsv2 package cannot be used ({type(error).__name__}: {error}); leave out --hps-package (the built-in path "
-            'gives the same scores), or install a complete build: pip install "hpsv2x==1.2.0"'
+            f"gives the same scores), or install a complete build beside what is there: {INSTALL}"
         ) from None
     with _clear_failure(path, f"hps-{version}"):
         made = create_model_and_transforms(architecture, "", precision="fp32", device="cpu", output_dict=True)

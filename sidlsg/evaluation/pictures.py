@@ -1,25 +1,25 @@
-"""Folders of pictures: which files count, what they hold, which caption each shows; and the protocol's crop and resize."""
+"""Folders of pictures: which files count, which caption each shows; and the protocol's crop and resize."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sidlsg.errors import UsageError
+from sidlsg.evaluation.picture_file import Header, read_header
 from sidlsg.evaluation.protocol import Protocol
+from sidlsg.files import PART
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 # Pictures too, but not read; that they are left out is said.
@@ -38,111 +38,31 @@ OTHER_SUFFIXES = {
     ".hdr",
     ".svg",
 }
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says
 LOSSY = ("JPEG", "MPO", "WEBP")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 # Folders of thumbnails and side files that systems add; names that start with a dot are left out as well.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+# The suffix of a picture inside a name, as downloads and copies leave it: 7.png?size=64, 7.png.1, 7.png_orig.
+NAMED = re.compile(
+    rf"({'|'.join(map(re.escape, sorted(SUFFIXES, reverse=True)))})(?![a-z0-9]).*", re.DOTALL | re.IGNORECASE
+)
 COCO_DIGITS = 12  # of the picture ids in COCO's file names
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
-
-
-# -- what a file holds -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a picture file says about itself, and the SHA-256 of the whole file.
-
-    Attributes:
-        kind: Pillow's name of the format, whatever the suffix of the file.
-        size: width and height.
-        alpha: whether there is an alpha channel or a transparent colour.
-        seed: that ``sidlsg`` notes in the pictures it draws; None in those of other tools.
-    """
-
-    sha256: str
-    kind: str
-    size: tuple[int, int]
-    alpha: bool
-    seed: str | None
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[bytes, Image.Image]]:
-    """The bytes of a file, and the picture in it, whose pixels may be loaded in the block.
-
-    Raises UsageError, naming the file, for one that is missing, cannot be read, is damaged, or is no single picture of 8 bits a
-    channel, or of 16.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise UsageError(f"{path} is empty (0 bytes); replace or remove it")
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if problem := _unsupported(picture):
-                raise UsageError(f"{path} {problem}")
-            yield content, picture
-    except UsageError:
-        raise
-    except UnidentifiedImageError:
-        raise UsageError(
-            f"{path} is not a picture of a known kind ({', '.join(FORMATS)}); replace or remove it"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{path} is too large to be decoded safely ({error}); make it smaller or remove it") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged files
-        raise UsageError(f"{path} is not a readable picture ({error}); replace or remove it") from None
-
-
-def _unsupported(picture: Image.Image) -> str:
-    """Why a picture cannot be turned into 8-bit RGB without guessing; empty when it can."""
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format != "MPO":  # a photograph with a smaller copy of itself, from some cameras
-        return f"holds {frames} frames or pages; keep the one that is meant, in a file of its own"
-    if picture.mode in MODES or _sixteen_bits(picture):
-        return ""
-    what = {"F": "floating-point numbers", "I": "32-bit or signed integers"}.get(
-        picture.mode, f"of the mode {picture.mode}"
-    )
-    return f"has pixels that are {what}, whose range or meaning is not known; convert it to 8 bits a channel"
-
-
-def _sixteen_bits(picture: Image.Image) -> bool:
-    """Whether the levels of a grey picture are 0 to 65535, 0 being black."""
-    if isinstance(tags := getattr(picture, "tag_v2", None), Mapping):
-        return picture.mode.startswith("I;16") and tags.get(BITS_PER_SAMPLE) == (16,) and tags.get(PHOTOMETRIC) == 1
-    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture in 8-bit RGB, as torch-fidelity, pytorch-fid and clean-fid take it: an alpha channel is dropped, colour profiles
-    and EXIF orientation are not applied. Of 16 bits the upper eight are kept, as Pillow does where there are three channels."""
-    if picture.mode not in MODES:
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGB")
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """A picture as ``to_rgb`` gives it; raises UsageError, naming the file, when it is missing, damaged or not supported."""
-    with _open(path) as (_, picture):
-        return to_rgb(picture)
-
-
-def read_header(path: Path) -> Header:
-    """What a picture file holds; its pixels are not decoded. Raises UsageError as ``load_rgb`` does."""
-    with _open(path) as (content, picture):
-        alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
-        seed = picture.info.get("seed")
-        kind = picture.format or ""
-        return Header(
-            hashlib.sha256(content).hexdigest(), kind, picture.size, alpha, None if seed is None else str(seed)
-        )
+# What a file begins with, by kind: those that are read, then those that are not. A BMP is known by its empty fields too, and a
+# PPM by its size, because texts may begin with their letters.
+READ = (
+    rb"\x89PNG\r\n\x1a\n",
+    rb"\xff\xd8\xff",  # JPEG
+    rb"GIF8[79]a",
+    rb"BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",
+    rb"P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s",
+    rb"II\*\0|MM\0\*",  # TIFF
+    rb"RIFF.{4}WEBP",
+)
+NOT_READ = (
+    rb".{4}ftyp(avif|avis|heic|heix|heim|mif1|msf1)",
+    rb"\0{3}\x0cjP  ",  # JPEG 2000
+    rb"\0{3}\x0cJXL |\xff\x0a",
+)
+BEGINNING = 256  # bytes
 
 
 # -- which files a folder holds --------------------------------------------------------------------------------------------
@@ -155,7 +75,7 @@ class Folder:
     Attributes:
         index: the number that each file is named by; None unless all names are one prefix (or none) and a number, each number
             once. Numbers pair pictures with captions, see ``match_captions``.
-        left_out: pictures of kinds that are not read.
+        left_out: pictures of kinds that are not read, and unfinished files.
         assigned: ``index`` says which caption each picture shows, whatever its name.
     """
 
@@ -179,6 +99,11 @@ class Folder:
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of each file."""
         return tuple(header.sha256 for header in self.headers)
+
+    @property
+    def odd(self) -> list[Path]:
+        """The files that are pictures by what they begin with only, not by their names."""
+        return [file for file in self.files if file.suffix.lower() not in SUFFIXES]
 
     @property
     def lossy(self) -> list[Path]:
@@ -234,20 +159,54 @@ def walk(root: Path) -> list[Path]:
 
 
 def find_pictures(path: Path) -> Folder:
-    """All pictures below ``path``, found by ``walk``; raises UsageError as it does, and when there are none."""
+    """All pictures below ``path``, found by ``walk``: files with the suffix of a kind that is read, and others that begin as one.
+
+    Raises UsageError as ``walk`` does, and when there are none.
+    """
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder of pictures")
     found = sorted(walk(path), key=lambda file: natural(file.relative_to(path)))
-    files = tuple(file for file in found if file.suffix.lower() in SUFFIXES)
-    left_out = tuple(file for file in found if file.suffix.lower() in OTHER_SUFFIXES)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        kinds = list(pool.map(_kind, found))
+    files = tuple(file for file, kind in zip(found, kinds, strict=True) if kind == "read")
+    left_out = tuple(file for file, kind in zip(found, kinds, strict=True) if kind == "left out")
     if not files:
         raise UsageError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     return Folder(path, files, _numbers(files), left_out)
 
 
+def _kind(file: Path) -> Literal["read", "left out", ""]:
+    """Whether a file is a picture of a kind that is read, one that is left out, or none."""
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES:
+        return "read"
+    if suffix in OTHER_SUFFIXES:
+        return "left out"
+    try:
+        with file.open("rb") as opened:
+            beginning = opened.read(BEGINNING)
+    except OSError:
+        return ""
+    if any(re.match(kind, beginning, re.DOTALL) for kind in READ):
+        return "left out" if suffix == PART else "read"  # what is still being written, or was not finished
+    return "left out" if any(re.match(kind, beginning, re.DOTALL) for kind in NOT_READ) else ""
+
+
+def bare_name(name: str) -> str:
+    """A file name without what follows from the suffix of a picture on: "7" of "7.png", "7.png?size=64", "7.png.1" and "7"."""
+    path = PurePath(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else NAMED.sub("", name)
+
+
+def name_shape(files: Sequence[Path]) -> str:
+    """What all files are named, with # for each digit: "COCO_val####_############.jpg"; "" when names are of several shapes."""
+    shapes = {re.sub(r"[0-9]", "#", file.name) for file in files}
+    return shapes.pop() if len(shapes) == 1 else ""
+
+
 def _numbers(files: Sequence[Path]) -> tuple[int, ...] | None:
     """The numbers at the end of the names; None when one has none, prefixes differ, or a number is there twice."""
-    names = [re.fullmatch(r"(.*?)([0-9]+)", file.stem, re.DOTALL) for file in files]
+    names = [re.fullmatch(r"(.*?)([0-9]+)", bare_name(file.name), re.DOTALL) for file in files]
     if not all(names) or len({name[1] for name in names if name}) > 1:
         return None
     numbers = tuple(int(name[2]) for name in names if name)
@@ -303,10 +262,11 @@ def _counted_from(folder: Folder, wanted: set[int], count: int) -> int | str:
         return 0
     if least >= 1 and most <= count and {number + 1 for number in wanted} <= there:
         return 1
-    named = f"the pictures are named {folder.files[0].stem}, ..."
-    if not all(file.stem.isascii() and file.stem.isdecimal() for file in folder.files):
+    named = f"the pictures are named {bare_name(folder.files[0].name)}, ..."
+    stems = [bare_name(file.name) for file in folder.files]
+    if not all(stem.isascii() and stem.isdecimal() for stem in stems):
         return f"{named}: with a prefix, numbers stand for captions only if all {count:,} captions have their picture"
-    if all(len(file.stem) == COCO_DIGITS for file in folder.files):
+    if all(len(stem) == COCO_DIGITS for stem in stems):
         return f"{named}: numbers of {COCO_DIGITS} digits are ids of COCO, not of captions"
     if least == 1 and most == count:
         return 1

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
-
 from sidlsg.data import in_cache
 from sidlsg.evaluation.captions import captions_of
-from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES
+from sidlsg.evaluation.protocol import HPS_JPEG_QUALITY, HPS_PROMPTS, HPS_STYLES, RUN
 from sidlsg.evaluation.request import Request
 from sidlsg.evaluation.weights import cached_path, weight_files
 from sidlsg.runs.folder import run_folder
+from sidlsg.sheet import Sheet
 from sidlsg.teachers.registry import locate
 
 
-def plan(request: Request) -> RenderableType:
-    """A table of what ``run`` would do, need and download for this request; downloads nothing."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in lines(request):
-        table.add_row(name, escape(value))
-    return table
+def plan(request: Request) -> Sheet:
+    """Lines of what ``run`` would do, need and download for this request; downloads nothing."""
+    return Sheet({"What will be scored": dict(lines(request))})
 
 
 def lines(request: Request) -> list[tuple[str, str]]:
@@ -65,6 +57,8 @@ def _protocol_rows(request: Request) -> list[tuple[str, str]]:
             text = (
                 "in the package"
                 if protocol.prompts == "emoji-bench"
+                else protocol.reference
+                if protocol.prompts == RUN
                 else f"MISSING, give --reference: {protocol.reference}"
             )
         else:
@@ -79,12 +73,12 @@ def _protocol_rows(request: Request) -> list[tuple[str, str]]:
         resize = f", {protocol.features_resize} to 299x299" if protocol.features_resize else ""
         rows.append(("features", f"{network}; {size}{resize}; precision and recall with k = {protocol.neighbours}"))
         if protocol.features == "inception":
-            rows.append(("", weights_line("inception", request.inception)))
+            rows.append(("Inception weights", weights_line("inception", request.inception)))
     if "clip" in request.only:
         prefix = f', prefix "{protocol.clip_prefix}"' if protocol.clip_prefix else ", no prefix"
         rows.append(("CLIP", f"{protocol.clip_model}{prefix}, mean cosine"))
         if protocol.clip_weights != "judge":
-            rows.append(("", weights_line(protocol.clip_weights, request.clip)))
+            rows.append(("CLIP weights", weights_line(protocol.clip_weights, request.clip)))
     rows.append(("results", f"{folder / 'results.json'}, {folder / 'results.md'}"))
     return rows
 
@@ -127,6 +121,6 @@ def _hps_rows(request: Request) -> list[tuple[str, str]]:
         rows.append((f"prompts {style}", weights_line(f"hps-prompts-{style}", given)))
     backend = "the hpsv2 package" if request.hps_package else "open_clip ViT-H-14"
     rows.append(("scores", f"{backend}, antialiased resize: {'yes' if request.hps_antialias else 'no'}"))
-    rows.append(("", weights_line(f"hps-{request.hps_version}", request.hps)))
+    rows.append(("HPS weights", weights_line(f"hps-{request.hps_version}", request.hps)))
     rows.append(("results", f"{folder / 'results.json'}, {folder / 'results.md'}"))
     return rows

@@ -14,6 +14,8 @@ HPS_STYLES = ("anime", "photo", "concept-art", "paintings")
 HPS_VERSIONS = ("v2.0", "v2.1")
 HPS_PROMPTS = 800  # per style
 HPS_JPEG_QUALITY = 75  # as the authors' script stores the pictures it scores
+RUN = "run"  # ``Protocol.prompts`` of one that draws prompts of a run's own list
+NOT_COMPUTED = ("what", "reference", "images", "reference_names")  # fields of ``Protocol`` that no score depends on
 PRECISION = "float32, without TF32 or autocast"  # of every network that judges pictures; set by networks.full_precision
 
 
@@ -27,7 +29,7 @@ class Protocol:
     name: str
     what: str
     distance: str
-    prompts: str  # caption list: coco30k or emoji-bench
+    prompts: str  # caption list: coco30k, emoji-bench, or run: prompts of the run's own list
     images: int  # generated for a full evaluation
     reference: str
     reference_images: int
@@ -45,11 +47,12 @@ class Protocol:
     clip_resize: str | None  # pil (open_clip's preprocessing), tensor (bicubic without antialiasing), None (as it is)
     clip_truncates: bool  # lower the levels 1 to 63 by one first, as GigaGAN's script does
     retrieval: bool = False  # also report caption retrieval
+    reference_names: tuple[str, ...] = ()  # what the reference's files are named, see ``name_shape``; empty: anything
 
     @property
     def fingerprint(self) -> str:
         """A hash of all fields that can change a score."""
-        facts = {k: v for k, v in asdict(self).items() if k not in ("what", "reference", "images")}
+        facts = {k: v for k, v in asdict(self).items() if k not in NOT_COMPUTED}
         facts["precision"] = PRECISION
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -57,6 +60,8 @@ class Protocol:
 @functools.cache
 def protocols() -> dict[str, Protocol]:
     rows = read_table("evaluation/protocols.yaml")
+    for row in rows.values():
+        row["reference_names"] = tuple(row.get("reference_names", ()))
     return {name: Protocol(name, **row) for name, row in rows.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from sidlsg.data import ASSETS, in_cache
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.evaluation.distance import Moments
+from sidlsg.evaluation.distance import Moments, moments
 from sidlsg.evaluation.pictures import Folder
 from sidlsg.evaluation.protocol import Protocol
+from sidlsg.evaluation.statistics_file import read_arrays
 from sidlsg.evaluation.weights import file_sha256
 from sidlsg.files import write_arrays
 
@@ -36,7 +36,8 @@ class Reference:
     """Moments (for the Fréchet distance) and, for precision and recall, features [M, D] of real pictures.
 
     ``protocol`` and ``fingerprint`` are the protocol's; ``weights`` is the SHA-256 of the feature network's file, ``source``
-    says where the pictures came from; ``assumed`` that the file names no protocol, and the user did.
+    says where the pictures came from; ``names`` is what their files are named, as ``name_shape`` gives it ("" when unknown);
+    ``assumed`` that the file names no protocol, and the user did.
     """
 
     protocol: str
@@ -46,10 +47,12 @@ class Reference:
     moments: Moments
     features: Tensor | None
     assumed: bool = False
+    names: str = ""
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` under a temporary name and rename it."""
-        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source")} | {"code": CODE}
+        facts = {k: getattr(self, k) for k in ("protocol", "fingerprint", "weights", "source", "names")}
+        facts["code"] = CODE
         arrays: dict[str, Any] = {
             "mu": self.moments.mu,
             "sigma": self.moments.sigma,
@@ -71,7 +74,10 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
     Raises UsageError when the file is missing, is not a statistics file, holds what no pictures can have, or was made by another
     protocol, with another network or with other code.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
+    if "mu" not in arrays:  # features alone, of another tool
+        made = moments(torch.from_numpy(arrays["features"].astype(np.float32)), protocol.ddof)
+        arrays |= {"mu": made.mu, "sigma": made.sigma, "count": np.array(made.count)}
     given = _check_moments(arrays, path)
     assumed = "about" not in arrays
     if assumed:
@@ -86,6 +92,7 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
         try:
             found = json.loads(str(arrays["about"]))
             about = {key: found[key] for key in ("protocol", "fingerprint", "weights", "source")}
+            about["names"] = str(found.get("names", ""))
             code = found.get("code", 1)
         except (ValueError, KeyError, TypeError):
             raise UsageError(
@@ -110,24 +117,6 @@ def load_reference(path: Path, protocol: Protocol, weights: str | None, assume: 
     return Reference(moments=given, features=features, assumed=assumed, **about)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a statistics file that are of use; files of ADM's evaluator also hold thousands of pictures."""
-    try:
-        data = np.load(path, allow_pickle=False)
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise ValueError("it is a single array, not mu and sigma")
-        with data:
-            if missing := {"mu", "sigma"} - set(data.files):
-                raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
-            return {name: data[name] for name in ("mu", "sigma", "count", "features", "about") if name in data.files}
-    except FileNotFoundError:
-        raise UsageError(f"--reference {path}: there is no such folder or file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UsageError(
-            f"{path} is not a statistics file ({error}); make one with: sidlsg eval stats FOLDER --out {path.stem}.npz"
-        ) from None
-
-
 def _check_moments(arrays: dict[str, np.ndarray], path: Path) -> Moments:
     """Mean, covariance and number of pictures; raises UsageError for values that no features of pictures have."""
 
@@ -150,6 +139,7 @@ def _check_moments(arrays: dict[str, np.ndarray], path: Path) -> Moments:
     with np.errstate(over="ignore"):
         mu = mu.astype(np.float32)
     check(bool(np.isfinite(mu).all() and np.isfinite(sigma).all()), "mu or sigma is not finite")
+    check(bool(np.trace(sigma) > 0), "sigma is zero, as if all pictures were one")
     scale = np.abs(sigma).max()
     check(np.abs(sigma - sigma.T).max() <= ROUNDING * scale, "sigma is not symmetric")
     try:  # fails unless all eigenvalues are larger than - ROUNDING x the largest possible one

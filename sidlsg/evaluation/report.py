@@ -15,6 +15,7 @@ from sidlsg.data import read_table
 # Key in results -> heading, decimals.
 COLUMNS = {
     "fid": ("FID", 2),
+    "fid-t": ("FID-T", 2),
     "fd": ("fd", 2),
     "clip": ("CLIP", 4),
     "precision": ("precision", 3),
@@ -130,7 +131,7 @@ def results_table(results: dict[str, Any]) -> RenderableType:
     shown: list[RenderableType] = []
     for section in tables:
         title = section.title or f"{results['protocol']}: {results['what']}"
-        table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left")
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=escape(title), title_justify="left")
         for place, heading in enumerate(head):
             table.add_column(heading, justify="left" if place == 0 else "right")
         for row in section.rows:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sidlsg.errors import UsageError, nearest
-from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_VERSIONS, Protocol, get_protocol
+from sidlsg.evaluation.protocol import HPS_PROMPTS, HPS_VERSIONS, RUN, Protocol, get_protocol
 from sidlsg.paths import user_path
 
 METRICS = ("fid", "clip", "pr")
@@ -31,7 +31,7 @@ class Request:
         prompts: caption file, line or row i for picture i; with ``hpsv2``, a folder of ``<style>.json`` files.
         caption_column: of a table with the captions; None takes the only one with a usual name.
         file_column: of a table; the picture of ``images`` that it names has the caption of that row.
-        protocol: gigagan, sid-lsg or embedded; None chooses by the other options.
+        protocol: gigagan, sid-lsg, embedded or teacher; None chooses by the other options.
         only: which of fid, clip and pr (precision and recall) to compute.
         limit: draw only the first captions (with ``hpsv2``: use the first of each style); the scores are then not comparable
             with published ones.
@@ -97,6 +97,11 @@ class Request:
                 "--images needs --reference (a folder of real pictures, or statistics) or --prompts, or both"
             )
         chosen = self.chosen
+        if chosen.prompts == RUN and (self.model is None or (self.reference or self.prompts) is not None):
+            raise UsageError(
+                f"the protocol {chosen.name} compares the student of a run with its teacher, which draws the reference: give "
+                "--model RUN, and neither --reference nor --prompts"
+            )
         if self.coco30k and chosen.prompts != "coco30k":
             raise UsageError(f"--coco30k does not go with the protocol {chosen.name}; use gigagan or sid-lsg")
         if not self.coco30k and self.images is None and chosen.prompts == "coco30k":
@@ -182,6 +187,9 @@ class Request:
             return self.out
         parts = [self.protocol_name, self.drawn if self.images is None else str(self.images)]
         parts += [f"{name}-{value}" for name, value in self.generation.items() if value is not None]
+        inputs = {"reference": self.reference, "prompts": self.prompts}
+        parts += [f"{name}-{path.stem}" for name, path in inputs.items() if path is not None]
+        parts += ["hps-package"] * self.hps_package + ["no-antialias"] * (not self.hps_antialias)
         parts += [f"first-{self.limit}"] if self.limit else []
         return Path("evals") / re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,17 +21,17 @@ from rich.console import Console
 
 from sidlsg import distributed
 from sidlsg.devices import DTYPES, pick_device, pick_precision
-from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.errors import UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.captions import assign, captions_of
-from sidlsg.evaluation.comparable import Made, deviations, fixed_by, fixed_by_hps
-from sidlsg.evaluation.generation import Job, Settings, caption_jobs, check_complete, generate, style_jobs, to_draw
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures
+from sidlsg.evaluation.comparable import Made, deviations, fixed_by_hps, said_of
+from sidlsg.evaluation.generation import Job, caption_jobs, draw_missing, settings_of, style_jobs
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, name_shape
 from sidlsg.evaluation.progress import Bars
-from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, get_protocol
-from sidlsg.evaluation.reference import Reference
-from sidlsg.evaluation.report import markdown
+from sidlsg.evaluation.protocol import HPS_STYLES, PRECISION, RUN, get_protocol
+from sidlsg.evaluation.reference import BENCH, Reference
 from sidlsg.evaluation.request import Request
+from sidlsg.evaluation.results import check_conditions, check_folder, store
 from sidlsg.evaluation.scorer import Scorer, obstacles, scores_of
 from sidlsg.evaluation.scoring import (
     encode_folder,
@@ -39,11 +41,14 @@ from sidlsg.evaluation.scoring import (
     pair,
     score_pictures,
     score_styles,
+    tell_of_names,
 )
+from sidlsg.evaluation.teacher_images import draw_teacher, run_config, run_prompts
 from sidlsg.files import write_text
 from sidlsg.paths import check_output
+from sidlsg.runs.folder import RunFolder, owner
 from sidlsg.runs.opening import open_model
-from sidlsg.sampling.draw import check_sampling
+from sidlsg.terminal import say
 from sidlsg.version import __version__
 
 # A process waits for others that draw on slower devices, or read the model from a slower disk. One that fails ends all of them.
@@ -59,19 +64,37 @@ def run(request: Request, console: Console | None = None) -> dict[str, Any] | No
     Returns the content of ``results.json``, or None in processes other than the main one, which only draw. Raises UsageError or
     SidlsgError, before anything is drawn, when reference, weights or captions are missing or belong to another protocol.
     """
-    _check(request)
+    check_folder(request)
+    main = distributed.launched().main
     device = pick_device(request.device, distributed.launched().local_rank)
-    console = console if console is not None and distributed.launched().main else Console(quiet=True)
-    with Bars(console) as bars:
+    console = console if console is not None and main else Console(quiet=True)
+    with _alone(request.folder) if main else contextlib.nullcontext(), Bars(console) as bars:
         results = _hpsv2(request, device, bars) if request.hpsv2 else _protocol(request, device, bars)
-    if results is not None:
-        _write(request.folder, results)
+        if results is None:
+            return None
+        results = store(request.folder, results, bars.stage)
+    keep_in_run(request, results, console)
     return results
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other evaluations out of the folder inside the block; folders that are made for it and stay empty are removed."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with RunFolder(folder).locked():
+            yield
+    finally:
+        for place in made:
+            if {path.name for path in place.iterdir()} <= {".lock"}:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
     """Evaluate by a protocol of ``protocols.yaml``: FID (or fd), CLIP score, precision and recall."""
     protocol, folder, main = request.chosen, request.folder, distributed.launched().main
+    own_reference = protocol.prompts in ("emoji-bench", RUN)
     captions = captions_of(request, protocol, download=True)
     lines = captions.lines
     if request.prompts is not None:
@@ -88,12 +111,12 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
     if request.images is not None:
         found = assign(find_pictures(request.images), captions, warn)
         bars.stage(f"reading {len(found):,} pictures")
-        examine(found, protocol, warn)
+        examine(found, protocol, warn, bars.stage)
         if lines is not None and "clip" in request.only:
             paired, pairing = pair(found, lines, warn)
     else:
         assert lines is not None
-        if request.reference is None and protocol.prompts != "emoji-bench" and {"fid", "pr"} & set(request.only):
+        if request.reference is None and not own_reference and {"fid", "pr"} & set(request.only):
             raise UsageError(
                 f"--reference is missing: {protocol.reference} as a folder, or a file of `sidlsg eval stats`. Without one, "
                 "only the CLIP score can be computed: --only clip"
@@ -103,7 +126,7 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         found = Folder(images, tuple(images / job.path for job in jobs), tuple(job.seed for job in jobs))
         paired, pairing = pair(found, lines[: request.limit], warn)
     counts: dict[str, Any] = {"pictures": len(found), "captions": lines is not None, "paired": len(paired)}
-    given = request.reference is not None or protocol.prompts == "emoji-bench"
+    given = request.reference is not None or own_reference
     impossible = obstacles(protocol, request.only, real=0 if given else None, **counts)
     if "clip" in impossible and pairing:
         impossible["clip"], pairing = pairing, ""
@@ -114,18 +137,31 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         files = {"inception": request.inception, "clip": request.clip}
         metrics = [metric for metric in request.only if metric not in impossible]
         scorer = Scorer(protocol, device, metrics, batch=request.batch, **files)
-        if {"fid", "pr"} & set(metrics):
-            real = open_reference(scorer, request.reference, request.assume_protocol, warn)
+        if {"fid", "pr"} & set(metrics) and protocol.prompts == RUN:
+            counts |= {"real": len(found), "real_features": True}
+        elif {"fid", "pr"} & set(metrics):
+            real = open_reference(scorer, request.reference, request.assume_protocol, warn, bars.stage)
             counts["real"] = len(real) if isinstance(real, Folder) else real.moments.count
             counts["real_features"] = isinstance(real, Folder) or real.features is not None
             impossible |= obstacles(protocol, metrics, **counts)
             _check_possible(impossible, request.only)
-        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights)
-        for text in deviations(made, fixed_by(protocol), protocol.name):
+        names = None if real is None else name_shape(real.files) if isinstance(real, Folder) else real.names
+        made = Made(len(found), {protocol.prompts: captions.sha256}, counts.get("real"), scorer.weights, names)
+        for text in said_of(protocol, made):
             warn(text)
+        facts = {
+            "protocol_sha256": protocol.fingerprint,
+            "prompts_sha256": captions.sha256,
+            "weights_sha256": scorer.weights,
+            "reference": _about_reference(real) if isinstance(real, Reference) else None,
+            "images": request.images,
+        }
+        check_conditions(folder, facts)
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         begun = time.monotonic()
+        if protocol.prompts == RUN and {"fid", "pr"} & (set(request.only) - set(impossible)):
+            real = _draw_teacher(request, len(found), device, bars)
         about = draw(request, jobs, protocol.prompts, captions.sha256, bars, device)
         seconds["drawing"] = time.monotonic() - begun
     if not main:
@@ -146,8 +182,9 @@ def _protocol(request: Request, device: torch.device, bars: Bars) -> dict[str, A
         "scores": {name: scores.get(name) for name in scores_of(protocol, request.only)},
         "not_given": {name: why for metric, why in impossible.items() for name in scores_of(protocol, [metric])},
         "pictures": len(found),
+        "pictures_sha256": _content(found),
         "pairing": pairing,
-        "reference": None if reference is None else _about_reference(reference),
+        "reference": None if reference is None else _about_reference(reference, real),
         "generation": about,
         "prompts_sha256": captions.sha256,
         "weights_sha256": scorer.weights,
@@ -165,11 +202,23 @@ def _check_possible(impossible: dict[str, str], asked: Sequence[str]) -> None:
         raise UsageError(f"no score can be computed ({reasons})")
 
 
-def _about_reference(reference: Reference) -> dict[str, Any]:
-    """Source, number of pictures and a hash of the statistics, for the results."""
+def _about_reference(reference: Reference, folder: object = None) -> dict[str, Any]:
+    """Source, number of pictures, and hashes of the statistics and of what they were made from, for the results."""
     moments = reference.moments
     digest = hashlib.sha256(moments.mu.tobytes() + moments.sigma.tobytes()).hexdigest()
-    return {"source": reference.source, "pictures": moments.count or None, "statistics_sha256": digest}
+    made_from = _content(folder) if isinstance(folder, Folder) else digest
+    return {
+        "source": reference.source,
+        "pictures": moments.count or None,
+        "statistics_sha256": digest,
+        # Features of one picture differ in their last digits with the device and the batch.
+        "sha256": reference.source if reference.source == BENCH.name else made_from,
+    }
+
+
+def _content(folder: Folder) -> str:
+    """A hash of the pictures of a folder, in their order."""
+    return hashlib.sha256("".join(folder.digests).encode()).hexdigest()
 
 
 def _circumstances(device: torch.device) -> dict[str, str]:
@@ -190,36 +239,29 @@ def draw(
     """
     precision = pick_precision(request.precision, device)
     model = open_model(request.drawn, device, DTYPES[precision])
+    settings = settings_of(model, request.generation, precision, prompts, digest, len(jobs))
     processes = distributed.start(device, patience=PATIENCE)
-    steps, guidance = check_sampling(model, **request.generation)
-    settings = Settings(
-        model=model.source,
-        parts_sha256=model.digests(),
-        scheduler=model.scheduler_config,
-        t_init=model.student["t_init"] if model.student else None,
-        one_step=model.student is not None,
-        steps=steps,
-        guidance=guidance,
-        sampler=request.sampler or (None if model.student else model.scheduler_config["_class_name"]),
-        precision=precision,
-        prompts=prompts,
-        prompts_sha256=digest,
-        pictures=len(jobs),
+    settings = draw_missing(
+        model,
+        jobs,
+        request.folder,
+        settings,
+        processes,
+        options=request.generation,
+        batch=request.batch or (16 if device.type == "cuda" else 32),
+        bar=bars,
     )
-    images = request.folder / "images"
-    if processes.main:
-        settings.claim(request.folder)
-    distributed.barrier()
-    todo = to_draw(jobs, images, processes)
-    mine = todo[processes.rank :: processes.world]
-    tick = bars(f"drawing ({len(jobs) - len(todo):,} of {len(jobs):,} are there)", len(mine))
-    batch = request.batch or (16 if device.type == "cuda" else 32)
-    generate(model, mine, images, batch=batch, tick=tick, **request.generation)
-    distributed.barrier()
     distributed.stop()
-    if processes.main:
-        check_complete(jobs, images)
-    return asdict(settings)
+    return asdict(settings) | {"images_seen": model.student.get("images_seen") if model.student else None}
+
+
+def _draw_teacher(request: Request, count: int, device: torch.device, bars: Bars) -> Folder:
+    """The images of the teacher of the run that ``request`` scores, drawn now or before."""
+    config = run_config(request.drawn)
+    prompts = run_prompts(config)
+    assert prompts is not None
+    processes = distributed.start(device, patience=PATIENCE)
+    return draw_teacher(config, prompts, count, device, processes, request.batch or config.micro_batch, bars)
 
 
 def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any] | None:
@@ -246,6 +288,8 @@ def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any]
             warnings.append("The pictures are resized without antialiasing, which moves the scores by tenths.")
         for text in warnings:
             bars.warn(text)
+        facts = {"prompts_sha256": digest.hexdigest(), "weights_sha256": {name: scorer.weights}, "hps": scorer.facts}
+        check_conditions(request.folder, facts | {"images": request.images})
     about: dict[str, Any] = {"images": str(request.images and request.images.resolve())}
     if request.images is None:
         about = draw(request, style_jobs(prompts), "hpsv2", digest.hexdigest(), bars, device)
@@ -266,6 +310,7 @@ def _hpsv2(request: Request, device: torch.device, bars: Bars) -> dict[str, Any]
         "scores": scores | dict.fromkeys(key for key in asked if key not in scores),
         "not_given": reasons,
         "pictures": pictures,
+        "pictures_sha256": _content(Folder(request.folder, tuple(itertools.chain(*styles.values())), None)),
         "hps": scorer.facts,
         "generation": about,
         "prompts_sha256": digest.hexdigest(),
@@ -301,9 +346,15 @@ def make_statistics(
         raise UsageError(f"--out {out}: the file's name must end in .npz")
     check_output(out.parent)
     pictures = find_pictures(folder)
+    shown = Bars(console or Console(quiet=True))
+    tell_of_names(pictures, shown.warn, shown.stage)
     scorer = Scorer(chosen, pick_device(device), ("fid",), inception=inception, batch=batch)
-    with Bars(console or Console(quiet=True)) as bars:
+    with shown as bars:
         found = encode_folder(scorer, pictures, bars)
+    if not found.moments.sigma.trace() > 0:
+        raise UsageError(
+            f"all {len(pictures):,} pictures in {folder} are the same to the network; they make no statistics"
+        )
     (found if features else replace(found, features=None)).save(out)
     return len(pictures)
 
@@ -329,46 +380,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check(request: Request) -> None:
-    """Raise UsageError, before anything is drawn, when the folder cannot be written to or holds results of another protocol or
-    other pictures, or when one of its files is damaged."""
-    check_output(request.folder)
-    path, protocol = request.folder / "results.json", request.protocol_name
-    read_object(request.folder / "generation.json")
-    old = read_object(path)
-    if old.get("protocol", protocol) != protocol:
-        raise UsageError(f"{path} holds results of the protocol {old['protocol']}; give another --out for {protocol}")
-    about = old.get("generation", {})
-    scored = about.get("images") if isinstance(about, dict) else None
-    scored, here = (None if place is None else Path(place).resolve() for place in (scored, request.images))
-    if old and scored != here:
-        was, now = (f"pictures in {place}" if place else "pictures that were drawn" for place in (scored, here))
-        raise UsageError(f"{path} holds results of {was}; give another --out for {now}")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty when there is no file; raises UsageError when it is damaged."""
-    if not path.is_file():
-        return {}
+def keep_in_run(request: Request, results: dict[str, Any], console: Console) -> None:
+    """Copy the results into the folder of the run whose student drew the pictures, so that its report shows them."""
+    run = owner(request.drawn) if request.images is None else None
+    seen = results["generation"].get("images_seen")
+    if run is None or seen is None:
+        return
+    path = run.evals / f"{seen:012d}-{request.folder.resolve().name}.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(
-            f"{path} is damaged; delete it (pictures beside it are of unknown origin), or give another --out"
-        )
-    return found
-
-
-def _write(folder: Path, results: dict[str, Any]) -> None:
-    """``results.json`` and ``results.md``; raises SidlsgError when they cannot be written, after printing them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        write_text(folder / "results.md", markdown(results))
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(results, indent=2) + "\n")
     except OSError as error:
-        print(json.dumps(results, indent=2), flush=True)
-        raise SidlsgError(
-            f"cannot write the results to {folder}: {error.strerror}; they are printed above, in full"
-        ) from None
+        text = f"the report of {run.path} will not show these results: {path} cannot be written ({error.strerror})"
+        say(console, text, "warning: ")

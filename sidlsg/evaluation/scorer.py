@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sidlsg.errors import SidlsgError
 from sidlsg.evaluation.distance import check_finite, frechet_distance, moments, precision_recall, retrieval
 from sidlsg.evaluation.networks import JUDGE, Clip, feature_extractor, full_precision, load_clip
-from sidlsg.evaluation.pictures import load_rgb, load_sheet, to_protocol
+from sidlsg.evaluation.picture_file import load_rgb
+from sidlsg.evaluation.pictures import load_sheet, to_protocol
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached
 from sidlsg.evaluation.weights import file_sha256, find_weights
@@ -78,8 +79,11 @@ class Encoded:
     embeddings: Tensor | None = None
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures from files or memory. An item is (uint8 [3, S, S] for the features, float32 [3, s, s] for CLIP or empty)."""
+class Pictures(Dataset[tuple[Tensor, Tensor] | SidlsgError]):
+    """Pictures from files or memory. An item is (uint8 [3, S, S] for the features, float32 [3, s, s] for CLIP or empty).
+
+    What is wrong with a file is an item too: of an exception that a worker process raises, the loader makes a traceback.
+    """
 
     def __init__(self, items: Sequence[Path | Image.Image], protocol: Protocol, clip: Clip | None) -> None:
         self.items, self.protocol, self.clip = items, protocol, clip
@@ -87,13 +91,26 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor] | SidlsgError:
         item = self.items[i]
-        picture = item if isinstance(item, Image.Image) else load_rgb(item)
         name = "a generated picture" if isinstance(item, Image.Image) else item
-        pixels = to_protocol(picture, self.protocol, name)
+        try:
+            picture = item if isinstance(item, Image.Image) else load_rgb(item)
+            pixels = to_protocol(picture, self.protocol, name)
+        except SidlsgError as error:
+            return error
         for_clip = torch.empty(0) if self.clip is None else self.clip.prepare(pixels)
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), for_clip
+
+
+def collate(items: list[tuple[Tensor, Tensor] | SidlsgError]) -> Any:
+    """A batch of items of ``Pictures``, or the first of them that is an error."""
+    return next((item for item in items if isinstance(item, SidlsgError)), None) or default_collate(items)
+
+
+def loader_workers(device: torch.device, pictures: int) -> int:
+    """How many processes read and prepare pictures beside the one that encodes them."""
+    return min(8, (os.cpu_count() or 1) - 1) if device.type == "cuda" and pictures > 256 else 0
 
 
 class Scorer:
@@ -156,13 +173,16 @@ class Scorer:
         """Encode pictures with the feature network, with CLIP, or both; ``tick(n)`` is called after each batch of n."""
         separate = self.clip if clip and not (self.shared and features) else None
         data = Pictures(items, self.protocol, separate)
-        workers = min(8, (os.cpu_count() or 1) - 1) if self.device.type == "cuda" and len(items) > 256 else 0
+        workers, pinned = loader_workers(self.device, len(items)), self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
-            data, self.batch, num_workers=workers, pin_memory=self.device.type == "cuda"
+            data, self.batch, num_workers=workers, pin_memory=pinned, collate_fn=collate
         )
         parts: list[Tensor] = []
         embeddings: list[Tensor] = []
-        for pixels, prepared in loader:
+        for found_batch in loader:
+            if isinstance(found_batch, SidlsgError):
+                raise found_batch
+            pixels, prepared = found_batch
             if features:
                 assert self.extractor is not None
                 found = self.extractor(pixels.to(self.device, non_blocking=True))[0].float().cpu()

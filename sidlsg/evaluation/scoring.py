@@ -6,22 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
 
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation import hps
 from sidlsg.evaluation.chunks import encode_files, forget
-from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_rgb, match_captions
-from sidlsg.evaluation.protocol import Protocol
-from sidlsg.evaluation.reference import Reference, cache_path, cached, load_reference
-from sidlsg.evaluation.scorer import Scorer, Tick, bench_reference, keep
+from sidlsg.evaluation.distance import copies
+from sidlsg.evaluation.picture_file import load_rgb
+from sidlsg.evaluation.pictures import Folder, common_size, find_pictures, load_sheet, match_captions, name_shape
+from sidlsg.evaluation.protocol import Protocol, get_protocol
+from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached, load_reference
+from sidlsg.evaluation.scorer import Encoded, Scorer, Tick, bench_reference, keep
+
+FEW = 1000  # pictures, of which precision and recall say little
+COPIES = 0.01  # share of the pictures
+SAMPLE = 8  # pictures, from which the scale of features is known
+FACTOR = 10.0  # between the lengths of features, of any two kinds of pictures
+Say = Callable[[str], None]
 
 
-def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Callable[[str], None]) -> Reference | Folder:
+def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Say, say: Say) -> Reference | Folder:
     """The reference of an evaluation: from a statistics file, or a folder of real pictures that is yet to be encoded.
 
-    ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does.
+    ``given`` may be None for the embedded benchmark, which has its own. Raises UsageError as ``load_reference`` does, and for
+    statistics of another tool that are not on the scale of the protocol's features.
     """
     protocol = scorer.protocol
     if given is None:
@@ -30,18 +39,24 @@ def open_reference(scorer: Scorer, given: Path | None, assume: bool, warn: Calla
         warn(f"The reference is {given}, not that of the protocol {protocol.name}.")
     if given.is_dir():
         folder = find_pictures(given)
-        tell_left_out(folder, warn)
+        tell_of_names(folder, warn, say)
         return folder
     found = load_reference(given, protocol, scorer.feature_weights, assume)
-    network = scorer.encode(
-        [Image.new("RGB", (protocol.size, protocol.size))], features=True, clip=False
-    ).features.shape[1]
-    if network != len(found.moments.mu):
+    sample = load_sheet(BENCH / "reference.png", get_protocol("embedded").size, SAMPLE if found.assumed else 1)
+    features = scorer.encode(sample, features=True, clip=False).features
+    if features.shape[1] != len(found.moments.mu):
         raise UsageError(
             f"{given} was made with another network: it has {len(found.moments.mu):,} features a picture, that of the protocol "
-            f"{protocol.name} gives {network:,}"
+            f"{protocol.name} gives {features.shape[1]:,}"
         )
     if found.assumed:
+        theirs = float(np.sqrt(np.square(found.moments.mu, dtype=np.float64).sum() + np.trace(found.moments.sigma)))
+        ours = features.double().square().sum(1).mean().sqrt().item()
+        if not ours / FACTOR < theirs < ours * FACTOR:
+            raise UsageError(
+                f"{given} is of another scale: its features have a length of about {theirs:.3g}, those of the protocol "
+                f"{protocol.name} of about {ours:.3g}. It is of another network, or of other pixel values, and cannot be assumed"
+            )
         warn(f"{given} is taken as statistics of the protocol {protocol.name} because --assume-protocol says so.")
     return found
 
@@ -60,10 +75,10 @@ def encode_folder(scorer: Scorer, folder: Folder, bar: Callable[[str, int], Tick
         found = scorer.reference(encoded.features, source)
         keep(found, path)
         forget(parts)
-    return replace(found, source=source)
+    return replace(found, source=source, names=name_shape(folder.files))
 
 
-def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -> tuple[list[tuple[int, int]], str]:
+def pair(folder: Folder, captions: Sequence[str], warn: Say) -> tuple[list[tuple[int, int]], str]:
     """``match_captions``, where ``warn`` is told which pictures and captions are left over, if there are pairs."""
     found, said = match_captions(folder, captions)
     if not found:
@@ -81,13 +96,13 @@ def pair(folder: Folder, captions: Sequence[str], warn: Callable[[str], None]) -
     return paired, said
 
 
-def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> None:
-    """Warn of everything in the files themselves that makes scores of finished pictures doubtful.
+def examine(folder: Folder, protocol: Protocol, warn: Say, say: Say) -> None:
+    """Warn of everything in the files themselves that makes scores of finished pictures doubtful; ``say`` what is unusual.
 
     Raises UsageError when the pictures differ in size, or when one is damaged or not supported.
     """
     common_size(folder)
-    tell_left_out(folder, warn)
+    tell_of_names(folder, warn, say)
     if folder.lossy:
         warn(
             f"{len(folder.lossy):,} of the pictures are JPEG or WebP files (first: {folder.lossy[0].name}); lossy compression "
@@ -107,13 +122,18 @@ def examine(folder: Folder, protocol: Protocol, warn: Callable[[str], None]) -> 
             )
 
 
-def tell_left_out(folder: Folder, warn: Callable[[str], None]) -> None:
-    """Warn of pictures of kinds that are not read."""
+def tell_of_names(folder: Folder, warn: Say, say: Say) -> None:
+    """Warn of pictures that are left out; say which are counted though their names are not those of pictures."""
     if folder.left_out:
-        kinds = ", ".join(sorted({file.suffix.lower() for file in folder.left_out}))
+        kinds = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in folder.left_out}))
         warn(
             f"{len(folder.left_out):,} pictures of kinds that are not read ({kinds}) in {folder.path} are left out (first: "
             f"{folder.left_out[0].name}); convert them to PNG."
+        )
+    if folder.odd:
+        say(
+            f"{len(folder.odd):,} of the {len(folder):,} files counted in {folder.path} are pictures by their content only "
+            f"(first: {folder.odd[0].name})"
         )
 
 
@@ -125,8 +145,8 @@ def score_pictures(
     reference: Reference | None,
     work: Path,
     bar: Callable[[str, int], Tick],
-    warn: Callable[[str], None],
-    stage: Callable[[str], None],
+    warn: Say,
+    stage: Say,
 ) -> dict[str, float]:
     """Scores of a folder of generated pictures, as ``Scorer.score`` gives them.
 
@@ -143,7 +163,26 @@ def score_pictures(
             f"{len(folder):,} pictures are fewer than the {encoded.features.shape[1]:,} features, so that the covariance is "
             f"rank-deficient and the {scorer.protocol.distance} says little; compare only with as many pictures."
         )
+    if reference is not None:
+        warn_of_few(scorer, encoded, reference, warn)
     return scorer.score(encoded, reference, captions, paired, stage)
+
+
+def warn_of_few(scorer: Scorer, encoded: Encoded, reference: Reference, warn: Say) -> None:
+    """Warn of precision and recall that say nothing: of few pictures, or of copies of the same ones."""
+    if "pr" not in scorer.metrics or reference.features is None:
+        return
+    few = min(len(encoded.features), len(reference.features))
+    if few < FEW:
+        warn(
+            f"Precision and recall of {few:,} pictures say little: the spheres around few pictures are large, and hold nearly "
+            f"everything. Use {FEW:,} or more of both kinds."
+        )
+    if (count := copies(encoded.features)) > COPIES * len(encoded.features):
+        warn(
+            f"{count:,} of the {len(encoded.features):,} pictures are copies of another one: precision is that of the few that "
+            "differ, and recall cannot rise above them."
+        )
 
 
 def find_styles(folder: Path, prompts: dict[str, list[str]]) -> tuple[dict[str, list[Path]], dict[str, str]]:

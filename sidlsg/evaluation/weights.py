@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sidlsg.data import in_cache, read_table
 from sidlsg.errors import SidlsgError, UsageError
+from sidlsg.files import replacing
 
 HUB = "https://huggingface.co"
 
@@ -57,9 +58,8 @@ def _remember(url: str, digest: str) -> None:
     memory = in_cache("hashes.json")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(_remembered() | {url: digest}), encoding="utf-8")
-        temporary.replace(memory)
+        with replacing(memory) as temporary:
+            temporary.write_text(json.dumps(_remembered() | {url: digest}), encoding="utf-8")
     except OSError:
         pass  # a cache that cannot be written costs time, nothing else
 
@@ -153,13 +153,12 @@ def _check(row: WeightFile, path: Path) -> None:
 
 def _download(row: WeightFile, target: Path) -> None:
     """Download under a temporary name, check length and hash, rename; raises OSError when the connection ends too early."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     digest = hashlib.sha256()
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         raise OSError("HF_HUB_OFFLINE is set")
     url = row.url.replace(HUB, os.environ.get("HF_ENDPOINT", HUB).rstrip("/"))
     expected = row.sha256 or announced_sha256(url)
-    try:
+    with replacing(target) as temporary:
         with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
             announced = source.headers.get("Content-Length")
             while block := source.read(1 << 20):
@@ -172,6 +171,3 @@ def _download(row: WeightFile, target: Path) -> None:
                 f"{url} gave another file than expected (SHA-256 {digest.hexdigest()}, expected {expected}); fetch "
                 f"{row.file} elsewhere and give its path with {row.option} FILE"
             )
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

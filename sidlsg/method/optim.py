@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from sidlsg.method.chunks import chunks, parts
 
 
-def decayed_lr(lr: float, images_seen: int, images: int, decay: int | None) -> float:
-    """The learning rate of an iteration that starts at ``images_seen`` of ``images``: constant, then linear to 0 at the end.
-
-    Args:
-        decay: the number of images, the run's last, over which it falls; None: it stays ``lr``, as in the paper.
-    """
-    return lr if decay is None else lr * min(1.0, max(0, images - images_seen) / decay)
-
-
 class FullAdam(torch.optim.Adam):
     """``torch.optim.Adam(betas=(0, beta2))`` with the extra methods of ``LeanAdam``, as its reference."""
 

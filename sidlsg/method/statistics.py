@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sidlsg.method.bands import BANDS, band_of
 from sidlsg.method.losses import fake_score_loss
 
-# The range of t is divided into so many bands of equal width.
-BANDS = 4
 # Columns of ``generator_statistics``.
 COLUMNS = 2 * BANDS + 1
 
 
 def bands(t: Tensor, t_range: tuple[int, int]) -> Tensor:
     """The band of each t [B] of the range (first, last): [B, BANDS], 1 in its column and 0 elsewhere."""
-    first, last = t_range
-    number = (t - first) * BANDS // (last - first + 1)
-    return (number[:, None] == torch.arange(BANDS, device=t.device)).float()
+    return (band_of(t, t_range)[:, None] == torch.arange(BANDS, device=t.device)).float()
 
 
 @torch.no_grad()

@@ -169,13 +169,6 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-def fullest(run: Callable[[], Any]) -> int:
-    """Bytes at the fullest moment of what runs without gradient on the meta device."""
-    with _Live() as live, torch.no_grad():
-        run()
-    return max(live.at)
-
-
 KINDS = "trained", "probed", "frozen", "half", "drawn"
 SAMPLES = 2, 4  # what passes are counted with; a single sample takes shortcuts
 

@@ -244,10 +244,10 @@ def _endings(config: Config, size: Footprint, passes: int) -> Iterator[Moment]:
 
 
 def _drawn(config: Config, size: Footprint, micro: int) -> Moment:
-    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE (else on the CPU) in float32."""
+    """The fullest moment of drawing ``micro`` pictures: one pass, then the VAE, which is there (else on the CPU) in float32."""
     vae = size.vae * 4 / GIB
-    moments = [*_Passes(config, size).drawn.forward, *(Moment(m.sample, m.fixed + vae) for m in size.decode)]
-    return _fullest(moments, micro)
+    moments = [*_Passes(config, size).drawn.forward, *size.decode]
+    return _fullest([Moment(m.sample, m.fixed + vae) for m in moments], micro)
 
 
 def _average_in_use(config: Config, size: Footprint) -> float:
@@ -257,27 +257,6 @@ def _average_in_use(config: Config, size: Footprint) -> float:
 
 
 # -- other memory ----------------------------------------------------------------------------------------------------------
-
-
-def official(config: Config, size: Footprint) -> Phase:
-    """Memory of the authors' implementation, which holds twelve copies of the network in one precision.
-
-    They are phi, psi, theta and the average; the gradients of psi and theta, kept at the same time; the buckets of
-    DistributedDataParallel for both, separate from the gradients; Adam's two moments for both.
-    """
-    bits = _bits(config)
-    copy = size.copy(bits)
-    lines = {
-        "weights": 3 * copy,
-        "gradients": 2 * copy,
-        "buckets": 2 * copy,
-        "optimizer": 4 * copy,
-        "average": copy if config.ema else 0.0,
-        "text encoder": size.text_encoder * bits / 8 / GIB,
-        "vae": size.vae * bits / 8 / GIB,
-    }
-    updates = fake_score_phase(config, size), generator_phase(config, size)
-    return Phase("training", lines | {"activations": max(update.lines["activations"] for update in updates)})
 
 
 def on_the_cpu(config: Config, size: Footprint) -> dict[str, float]:
@@ -300,10 +279,25 @@ def largest_micro_batch(config: Config, size: Footprint, budget: float, processe
     0 when not even one image does."""
     share, config = config.batch // processes, replace(config, processes=processes)
     for micro in sorted((m for m in range(1, share + 1) if share % m == 0), reverse=True):
-        fake = min(micro, config.fake_micro_batch or micro)
-        if predict(replace(config, micro_batch=micro, fake_micro_batch=fake), size).total + OVERHEAD <= budget:
+        if predict(with_micro_batch(config, micro), size).total + OVERHEAD <= budget:
             return micro
     return 0
+
+
+def with_micro_batch(config: Config, micro: int) -> Config:
+    """The configuration with another micro-batch, which caps that of the fake score's update."""
+    return replace(config, micro_batch=micro, fake_micro_batch=min(micro, config.fake_micro_batch or micro))
+
+
+def checkpoint(config: Config, size: Footprint) -> float:
+    """GiB of a checkpoint on the disk: psi and theta, both optimisers' state, the average."""
+    moments = 1 if config.lean_adam else 2
+    return (2 + 2 * moments) * size.copy(_bits(config)) + (size.copy(32) if config.ema else 0.0)
+
+
+def student(size: Footprint) -> float:
+    """GiB of a student's folder: every network in half precision."""
+    return (size.network + size.text_encoder + size.vae) * 2 / GIB
 
 
 # In order of the time they cost: the first three little, two_stage and gradient_checkpointing 22 % and 38 % more passes for lsg.

@@ -5,21 +5,27 @@ Numbers of passes are exact; memory, images/s and hours are estimates by ``memor
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sidlsg.config import FIELDS, Config
-from sidlsg.formats import duration
+from sidlsg.formats import about, amount
+from sidlsg.method.rate import decayed_lr
+from sidlsg.paths import existing
 from sidlsg.planning import memory
 from sidlsg.planning.cost import forward_equivalents, passes_per_image
-from sidlsg.planning.footprint import Footprint
+from sidlsg.planning.footprint import GIB, Footprint
 from sidlsg.planning.gpus import Gpu, images_per_second
 from sidlsg.planning.memory import OVERHEAD
 from sidlsg.planning.recognise import Recognised
 from sidlsg.settings import load_settings, preset_path
 from sidlsg.sheet import Sheet
-from sidlsg.teachers.registry import Location
+from sidlsg.teachers.hub import missing_part
+from sidlsg.teachers.registry import Location, at_hand
+
+LONG = 7 * 86400  # seconds; a run that takes longer is pointed out
 
 
 def plan(
@@ -43,6 +49,7 @@ def plan(
     rounds = config.rounds(processes)
     size = found.footprint if found else None
     gflop = size.gflop if size else None
+    rate = speed(config, size, gpu, processes)
     teacher = place.name + (
         f", UNet {size.network / 1e6:.2f} M parameters" if found and size and not found.assumed else ""
     )
@@ -53,30 +60,34 @@ def plan(
         if place.folder
         else "hub: " + ", then ".join(place.repositories)
     )
+    if to_download(place):
+        where += ", to be downloaded" + (f", {_weights(size):.1f} GiB (estimate)" if size else "")
     rows = {
         "preset": preset_line(config, preset),
         "teacher": teacher if place.name == where else f"{teacher} ({where})",
         "prompts": prompts,
         "strategy": f"{config.strategy_name}: {config.guidance}",
         "duration": f"{config.images:,} images in {config.iterations:,} iterations of {config.batch}",
+        "learning rate": _learning_rate(config),
         "batch": f"{config.batch} = {processes} process(es) x {rounds} round(s) x {config.micro_batch} images"
         + (f"; {config.fake_micro_batch} a round in the fake score's update" if config.fake_micro_batch else ""),
-        "UNet passes an image": _work(config, gflop),
+        "UNet passes per image": _work(config, gflop),
         "precision": _precision(config),
         "EMA": f"half-life {config.ema_half_life:,} images, fp32"
         + (", on the CPU" if config.ema_device == "cpu" else "")
         if config.ema
         else "none",
         "run folder": str(out),
-        "writes": f"metrics every {config.log_every:,} images, a checkpoint every {config.checkpoint_every:,} "
-        f"(the newest {config.keep_checkpoints} are kept), sample grids at Fig. 2's spacing, student/ at the end"
-        + (f", scores every {config.eval_every:,} ({config.eval_protocol})" if config.eval_every else ""),
+        "writes": f"metrics every {config.log_every:,} images, a checkpoint {_checkpoints(config, rate)}, "
+        "sample grids at Fig. 2's spacing, student/ at the end"
+        + (f", scores every {config.eval_every:,} images ({config.eval_protocol})" if config.eval_every else ""),
     }
-    if found and size and size.passes:
-        assumed = f" (taking the model for one of {found.assumed}'s size)" if found.assumed else ""
+    if size and size.passes:
+        assumed = f" (taking the model for one of {found.assumed}'s size)" if found and found.assumed else ""
+        rows["disk"] = _disk(config, size) + assumed
         rows |= {name: text + assumed for name, text in _memory(config, size, gpu, processes).items()}
-    if gpu is not None and gpu.mfu and gflop is not None:
-        rows["time"] = _time(config, gflop, gpu, processes)
+    if gpu is not None:
+        rows["time"] = _time(config, rate, gpu, processes)
     if config.compile:
         rows["compilation"] = (
             "within the first iteration, and again for the first grid: 5 to 15 minutes on a GPU (estimate)"
@@ -84,9 +95,27 @@ def plan(
     return rows
 
 
-WHAT = ("preset", "teacher", "prompts", "strategy", "duration")
-COST = ("batch", "precision", "peak memory a GPU", "largest micro-batch", "time", "compilation")
-WHERE = ("run folder", "writes")
+def speed(config: Config, size: Footprint | None, gpu: Gpu | None, processes: int) -> float | None:
+    """Images/s over all processes, an estimate; None when it is not known what a network or a GPU does."""
+    if gpu is None or not gpu.mfu or size is None:
+        return None
+    return images_per_second(config, size.gflop, gpu, processes)
+
+
+def _weights(size: Footprint) -> float:
+    """GiB of a model's weights in 32 bits, as the hub has them."""
+    return (size.network + size.text_encoder + size.vae) * 4 / GIB
+
+
+def to_download(place: Location) -> bool:
+    """Whether a model of the hub is not whole on this machine."""
+    folder = at_hand(place)
+    return bool(place.repositories) and (folder is None or missing_part(folder) is not None)
+
+
+WHAT = ("preset", "teacher", "prompts", "strategy", "duration", "learning rate")
+COST = ("batch", "precision", "peak memory per GPU", "largest micro-batch", "time", "compilation")
+WHERE = ("run folder", "writes", "disk")
 
 
 def sheet(lines: dict[str, str], config: Config, whole: bool = False) -> Sheet:
@@ -98,8 +127,8 @@ def sheet(lines: dict[str, str], config: Config, whole: bool = False) -> Sheet:
         shown["Time and memory"] |= {name: text for name, text in lines.items() if name not in said}
         shown["Effective configuration"] = {name: written(value) for name, value in config.as_dict().items()}
         return Sheet(shown)
-    if "peak memory a GPU" in lines:  # without what it consists of
-        shown["Time and memory"]["peak memory a GPU"] = lines["peak memory a GPU"].partition(": ")[0]
+    if "peak memory per GPU" in lines:  # without what it consists of
+        shown["Time and memory"]["peak memory per GPU"] = lines["peak memory per GPU"].partition(": ")[0]
     return Sheet(shown)
 
 
@@ -134,15 +163,16 @@ def _memory(config: Config, size: Footprint, gpu: Gpu | None, processes: int) ->
     config = replace(config, processes=processes)
     peak, here = memory.predict(config, size), memory.on_the_cpu(config, size)
     rows = {
-        "peak memory a GPU": f"{peak.total:.1f} GiB in {peak.name} (estimate): {_sum(peak.lines)}; "
+        "peak memory per GPU": f"{peak.total:.1f} GiB in {peak.name} (estimate): {_sum(peak.lines)}; "
         f"CUDA itself takes about {OVERHEAD:g} more",
         "memory on the CPU": f"{sum(here.values()):.1f} GiB a process (estimate): {_sum(here)}",
     }
     if gpu is not None:
         largest = memory.largest_micro_batch(config, size, gpu.memory, processes)
-        rows["largest micro-batch"] = (
-            f"{largest} on {gpu.name}, {gpu.memory:.1f} GiB (estimate)" if largest else f"none fits {gpu.name}"
-        )
+        rows["largest micro-batch"] = f"none fits {gpu.name}, {gpu.memory:.1f} GiB"
+        if largest:
+            full = memory.predict(memory.with_micro_batch(config, largest), size).total
+            rows["largest micro-batch"] = f"{largest}: {full:.1f} of {gpu.memory:.1f} GiB on {gpu.name} (estimate)"
     return rows
 
 
@@ -150,13 +180,88 @@ def _sum(lines: dict[str, float]) -> str:
     return " + ".join(f"{name} {value:.1f}" for name, value in lines.items() if round(value, 1))
 
 
-def _time(config: Config, gflop: float, gpu: Gpu, processes: int) -> str:
-    rate = images_per_second(config, gflop, gpu, processes)
-    seconds = config.images / rate
+def _time(config: Config, rate: float | None, gpu: Gpu, processes: int) -> str:
+    if rate is None:
+        return f"not known for this model on {gpu.name}; sidlsg bench measures"
     return (
-        f"{rate:.1f} images/s, {1e3 / rate:.0f} s per 1k images, {duration(seconds)} in all on {processes} x {gpu.name} "
-        "(estimate; sidlsg bench measures)"
+        f"{about(config.images / rate)} on {processes} x {gpu.name} (estimate): {rate:.3g} images/s, "
+        f"{amount(rate * 86400)} images per day, {amount(1e3 / rate)} s per 1k images; sidlsg bench measures"
     )
+
+
+def _learning_rate(config: Config) -> str:
+    """From what to what it goes, and why it does not begin at the value that was set."""
+    if config.lr_decay is None:
+        return f"{config.lr:g}, constant"
+    first = decayed_lr(config.lr, 0, config.images, config.lr_decay)
+    if first < config.lr:
+        return (
+            f"from {first:g} to 0: it reaches 0 over {config.lr_decay:,} images, more than the run has. "
+            f"--set lr_decay={config.images} begins at {config.lr:g}"
+        )
+    constant = f"{config.lr:g}, then " if config.lr_decay < config.images else f"from {config.lr:g} "
+    return f"{constant}to 0 over the last {config.lr_decay:,} images"
+
+
+def _checkpoints(config: Config, rate: float | None) -> str:
+    """How often one is written; in the unit that decides, once the speed is known."""
+    images, minutes = f"every {config.checkpoint_every:,} images", config.checkpoint_minutes
+    if rate is None:
+        return images + (f" or {minutes:g} minutes, whichever is first" if minutes else "")
+    between = config.checkpoint_every / rate
+    if minutes is not None and between > 60 * minutes:
+        return f"every {minutes:g} minutes"
+    return f"{images} ({about(between)})"
+
+
+def _disk(config: Config, size: Footprint) -> str:
+    each, kept = memory.checkpoint(config, size), config.keep_checkpoints
+    kept_text = "the newest is kept" if kept == 1 else f"the newest {kept} are kept"
+    return (
+        f"{disk_needed(config, size):.0f} GiB (estimate): a checkpoint is {each:.1f} GiB, {kept_text}, with one more while it is "
+        f"written; {'student/ and best/' if config.eval_every else 'student/'} {memory.student(size):.1f} GiB"
+        + (" each" if config.eval_every else "")
+    )
+
+
+def disk_needed(config: Config, size: Footprint) -> float:
+    """GiB that a run folder takes at most: the checkpoints that are kept, one that is being written, the students."""
+    students = 2 if config.eval_every else 1
+    return (config.keep_checkpoints + 1) * memory.checkpoint(config, size) + students * memory.student(size)
+
+
+def room_note(config: Config, size: Footprint | None, folder: Path) -> str | None:
+    """What to say where the disk of a run folder has less room than the run needs; None where it has, or nothing is known."""
+    if size is None or not size.passes:
+        return None
+    try:
+        free = shutil.disk_usage(existing(folder)).free / GIB
+    except OSError:
+        return None
+    already = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*.safetensors")) / GIB
+    if free + already >= (need := disk_needed(config, size)):
+        return None
+    return (
+        f"{folder} has {free:.0f} GiB free, and this run needs {need:.0f} (estimate); give an --out on a larger disk, or "
+        "--set keep_checkpoints=1"
+    )
+
+
+def long_run_note(config: Config, rate: float | None) -> str | None:
+    """What to say of a run of more than a week; None for any other, and where its time is not known."""
+    if rate is None or config.images / rate <= LONG:
+        return None
+    week = max(config.batch, int(rate * LONG) // config.batch * config.batch)
+    return (
+        f"this run takes {about(config.images / rate)} (estimate). A week is --images {short_count(week)}; the same command with "
+        "more images goes on from there"
+    )
+
+
+def short_count(images: int) -> str:
+    """A count as the options take it, to three figures: 1.45M, 208k, 5120."""
+    rounded = float(f"{images:.3g}")
+    return f"{rounded / 1e6:g}M" if rounded >= 1e6 else f"{rounded / 1e3:g}k" if rounded >= 1e4 else str(images)
 
 
 def misfit(config: Config, size: Footprint | None, gpu: Gpu) -> str | None:

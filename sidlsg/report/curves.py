@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
+from typing import Any
 
+from sidlsg.method.bands import BANDS, band_edges
 from sidlsg.report.numbers import short
-from sidlsg.report.plot import Plot, Reference, Series, thin
+from sidlsg.report.plot import CIRCLE, DIAMOND, Plot, Reference, Series, thin
 from sidlsg.report.reading import Line, Run, number
 from sidlsg.report.references import references
 from sidlsg.report.verdict import gap_of
 from sidlsg.runs import scores
-
-BANDS = 4  # quarters of [t_min, t_max] in score_gap
 
 
 def plots(runs: list[Run]) -> list[Plot]:
@@ -42,7 +43,7 @@ def generator_loss(runs: list[Run]) -> Plot:
 def missing(runs: list[Run]) -> list[str]:
     """What a report of these runs cannot show, one sentence each."""
     wanted = {
-        "scores (fd or FID, CLIP)": lambda run: bool(run.scores),
+        "scores (fd or FID, CLIP)": lambda run: bool(run.judged),
         "the gap between the scores (score_gap)": lambda run: any(gap_of(line) is not None for line in run.metrics),
         "the teacher's loss at ψ's place (loss_reference)": lambda run: bool(run.column("loss_reference")[0]),
         "gradient norms (grad_norm_fake, grad_norm_generator)": lambda run: bool(run.column("grad_norm_fake")[0]),
@@ -61,8 +62,11 @@ def _series(
     run: Run, key: str, name: str, colour: int | None, lines: list[Line] | None = None, dashed: bool = False
 ) -> list[Series]:
     """One series of a field; none when the run does not have it."""
-    x, y = run.column(key, lines)
-    return [Series(name, *thin(x, y), colour, dashed)] if x else []
+    found, y = run.column(key, lines)
+    if not found:
+        return []
+    x, y = thin(found, y)
+    return [Series(name, x, y, colour, dashed, seconds=run.seconds_at(x))]
 
 
 def _metric(runs: list[Run], key: str, file: str, title: str, unit: str, how: str, from_zero: bool = True) -> Plot:
@@ -78,19 +82,22 @@ def _named(run: Run, runs: list[Run], what: str) -> str:
 
 def comparable(runs: list[Run]) -> bool:
     """Whether all scores were made in the same way."""
-    newest = [run.scores[-1] for run in runs if run.scores]
-    alike = len({run.distance for run in runs if run.scores}) < 2
+    newest = [run.judged[-1] for run in runs if run.judged]
+    alike = len({run.distance for run in runs if run.judged}) < 2
     return alike and len(scores.comparable(newest)) == len(newest)
 
 
 def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) -> Plot:
     """A score over images seen, with the teacher's range and our student's line (``key`` None: the distance)."""
-    scored = [run for run in runs if run.scores]
+    scored = [run for run in runs if run.judged]
     series = [
         line
         for run in scored
         for line in _series(run, key or run.distance, _named(run, runs, "student"), runs.index(run), run.scores)
     ]
+    evaluated = [line for run in runs for line in _evaluated(run, runs, key)]
+    series += evaluated
+    how += " Diamonds: found by sidlsg eval." if evaluated and len(runs) > 1 else ""
     held: list[Reference] = []
     if scored and comparable(runs):
         known, field = references(scored[0]), key or scored[0].distance
@@ -104,9 +111,24 @@ def _score(runs: list[Run], key: str | None, title: str, how: str, y_log: bool) 
     return Plot(key or "distance", title, "", how, series, held, x_log=True, y_log=y_log)
 
 
+def _evaluated(run: Run, runs: list[Run], key: str | None) -> list[Series]:
+    """What `sidlsg eval` found of a run, as marks: what is like its scores, or all where it has none."""
+    lines = [line for line in run.evals if run.alike(line)]
+    key = key or run.distance
+    points = [(float(line["images_seen"]), value) for line in lines if (value := number(line.get(key))) is not None]
+    if not points:
+        return []
+    x, y = [list(part) for part in zip(*points, strict=True)]
+    alone = len(runs) == 1
+    name = "sidlsg eval" if alone else f"{run.name}, sidlsg eval"
+    return [
+        Series(name, x, y, runs.index(run), seconds=run.seconds_at(x), mark=DIAMOND, joined=False, listed=alone),
+    ]
+
+
 def _distance(runs: list[Run]) -> Plot:
-    names = {run.protocol.distance if run.protocol else run.distance for run in runs if run.scores}
-    return _score(runs, None, " / ".join(sorted(names)), "Smaller is better. Both axes are logarithmic.", y_log=True)
+    names = {run.protocol.distance if run.protocol else run.distance for run in runs if run.judged}
+    return _score(runs, None, " / ".join(sorted(names)), "Smaller is better.", y_log=True)
 
 
 def _clip(runs: list[Run]) -> Plot:
@@ -131,37 +153,34 @@ def _trade_off(runs: list[Run]) -> Plot:
         key, known = scored[0].distance, references(scored[0])
         if max(len(scored), len(known.teacher), len(known.students)) < 2:
             return Plot("trade-off", "", "", "", [])
-        for kind, rows in (
-            (f"teacher, {known.teacher_what}", known.teacher),
-            ("students of the paper", known.students),
-        ):
-            both = [
-                (x, y, label)
-                for label, row in rows
-                if (x := number(row.get(key))) is not None and (y := number(row.get("clip"))) is not None
-            ]
-            if kind.startswith("students") and known.students[:1] == [r for r in known.students if "shipped" in r[0]]:
-                kind, both = "shipped student", [(x, y, "shipped") for x, y, _ in both]
-            if both:
-                xs, ys, labels = zip(*both, strict=True)
-                labels = tuple(
-                    label.removeprefix("SD1.5, SiD-LSG ").removeprefix("SD2.1-base, SiD-LSG ") for label in labels
-                )
-                series.append(Series(kind, list(xs), list(ys), None, labels=list(labels)))
+        shipped = len(known.students) == 1
+        series = [
+            *_published(f"teacher, {known.teacher_what}", known.teacher, key, CIRCLE),
+            *_published(known.students[0][0] if shipped else "students of the paper", known.students, key, DIAMOND),
+        ]
         for run in scored:
             best = run.best() or {}
-            series.append(
-                Series(
-                    _named(run, runs, "student"),
-                    [float(best[key])],
-                    [number(best["clip"])],
-                    runs.index(run),
-                    labels=[""],
-                )
-            )
+            x, y, name = float(best[key]), number(best["clip"]), _named(run, runs, "student")
+            series.append(Series(name, [x], [y], runs.index(run), labels=[""]))
     name = scored[0].protocol.distance if scored and scored[0].protocol else "fd"
     how = "Up and to the left is better. Each run at its smallest distance, as in the paper's Figure 9."
-    return Plot("trade-off", f"CLIP score against {name}", "", how, series, x_label=name, scatter=True)
+    title = f"CLIP score against {name}"
+    return Plot("trade-off", title, "CLIP score", how, series, x_label=name, x_log=True, scatter=True)
+
+
+def _published(name: str, rows: list[tuple[str, dict[str, Any]]], key: str, mark: int) -> list[Series]:
+    """Rows of ``published.yaml`` as labelled points of a trade-off; a single one needs no label beside its name."""
+    both = [
+        (x, y, label)
+        for label, row in rows
+        if (x := number(row.get(key))) is not None and (y := number(row.get("clip"))) is not None
+    ]
+    if not both:
+        return []
+    xs, ys, labels = zip(*both, strict=True)
+    prefixes = ("SD1.5, SiD-LSG ", "SD2.1-base, SiD-LSG ")
+    texts = [functools.reduce(str.removeprefix, prefixes, label) if len(both) > 1 else "" for label in labels]
+    return [Series(name, list(xs), list(ys), None, labels=texts, mark=mark)]
 
 
 def _gap(runs: list[Run]) -> Plot:
@@ -185,15 +204,14 @@ def _gap(runs: list[Run]) -> Plot:
         "How far the teacher's and ψ's guided predictions are apart on the student's pictures. Where ψ starts as a copy of the "
         "teacher it rises from 0 while ψ learns these pictures, and falls as the pictures become the teacher's."
     )
-    return Plot("score-gap", "Gap between the scores", "‖ε_φ − ε_ψ‖, rms an element", how, series, y_log=True)
+    return Plot("score-gap", "Gap between the scores", "‖ε_φ − ε_ψ‖, rms per element", how, series, y_log=True)
 
 
 def _band_names(run: Run) -> list[str]:
     low, high = number(run.settings.get("t_min")), number(run.settings.get("t_max"))
     if low is None or high is None:
         return [f"quarter {i + 1} of t" for i in range(BANDS)]
-    edges = [int(low + i * (high - low + 1) // BANDS) for i in range(BANDS + 1)]
-    return [f"t {a} to {b - 1}" for a, b in pairwise(edges)]
+    return [f"t {a} to {b - 1}" for a, b in pairwise(band_edges((int(low), int(high))))]
 
 
 def _fake_loss(runs: list[Run]) -> Plot:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sidlsg.errors import UsageError
 from sidlsg.files import write_text
+from sidlsg.loopback import refuse_host, refuse_site
 from sidlsg.report.page import build
 from sidlsg.report.reading import read_run
 
@@ -36,6 +37,7 @@ class Live:
                 "config.yaml",
                 "*.jsonl",
                 "samples/*.png",
+                "evals/*.json",
                 "student/sidlsg.json",
                 "checkpoints/*/state.json",
             )
@@ -70,24 +72,28 @@ def server(live: Live, port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host, at = self.headers.get("Host", ""), serving.server_port
-            if host not in (f"{HOST}:{at}", f"localhost:{at}"):  # a page elsewhere whose name was made to point here
-                self.send_error(403)
-            elif self.path == "/":
+            path = self.path.partition("?")[0]
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            if why := refuse_host(headers.get("host", ""), HOST) or refuse_site(headers):
+                self.answer(why, "text/plain; charset=utf-8", 403)
+            elif path == "/":
                 self.answer(live.page(), "text/html; charset=utf-8")
-            elif self.path == "/version":
+            elif path == "/version":
                 self.answer(live.version(), "text/plain")
             else:
-                self.send_error(404)
+                self.answer("There is only one page here: /", "text/plain", 404)
 
-        def answer(self, text: str, kind: str) -> None:
+        do_HEAD = do_GET
+
+        def answer(self, text: str, kind: str, code: int = 200) -> None:
             body = text.encode()
-            self.send_response(200)
+            self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *values: object) -> None:
             """Nothing: requests are no news."""

@@ -31,3 +31,11 @@ def tick(value: float) -> str:
 def percent(share: float) -> str:
     """0.0123 -> "1.2 %"; what is less than 0.1 % says so."""
     return f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
+
+
+def times(ratio: float) -> str:
+    """2.08 -> "twice", 3 -> "three times", 4.93 -> "4.9 times": what is within a twentieth of a whole number is called that."""
+    words = {1: "as much as", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
+    whole = round(ratio)
+    near = whole in words and abs(ratio - whole) <= whole / 20
+    return words[whole] if near else f"{ratio:.2g} times"

@@ -20,14 +20,15 @@ from sidlsg.formats import duration
 from sidlsg.report import curves, pictures, svg
 from sidlsg.report.numbers import count, short
 from sidlsg.report.plot import Plot, Series
-from sidlsg.report.reading import Run, closest_preset, differing, number, read_run
+from sidlsg.report.reading import Line, Run, closest_preset, differing, number, read_run
 from sidlsg.report.references import references
 from sidlsg.report.verdict import judge
 from sidlsg.runs.folder import RunFolder
+from sidlsg.runs.sessions import Session
 from sidlsg.version import __version__
 
 CLOSE = 1.1  # of the smallest distance; a seed moves a short run's by about as much (docs/claims.md)
-TONE_WORDS = {"good": "in favour", "warn": "a warning", "bad": "against", "open": "unknown"}
+TONE_WORDS = {"good": "in favour", "fair": "on the way", "warn": "a warning", "bad": "against", "open": "unknown"}
 
 
 def write(folder: Path) -> Path:
@@ -46,7 +47,7 @@ def build(runs: Sequence[Run], live: str = "") -> str:
     runs = list(runs)
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     grids = pictures.load_grids(runs)
-    seen = sorted({picture.seen for found in grids for picture in found.pictures})
+    seen = sorted({grid.seen for found in grids for grid in found.grids})
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     several = len(runs) > 1
     return (
@@ -67,6 +68,7 @@ def build(runs: Sequence[Run], live: str = "") -> str:
             differing=[(name, [_value(v) for v in values]) for name, values in differing(runs)] if several else [],
             problems=[problem for run in runs for problem in run.problems],
             places=[(place, count(place)) for place in seen],
+            no_teacher=_no_teacher(runs, grids),
             plots=[_drawn(plot) for plot in curves.plots(runs)],
             generator=_drawn(curves.generator_loss(runs)),
             absent=curves.missing(runs),
@@ -81,7 +83,8 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("sidlsg", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "short": short, "css_class": svg.css_class, "newest": _newest}
+    environment.filters |= {"count": count, "short": short, "newest": _newest}
+    environment.filters |= {"css_class": svg.css_class, "line_class": svg.line_class, "mark_path": svg.mark_path}
     return environment
 
 
@@ -96,7 +99,7 @@ def _newest(series: Series) -> str:
 
 
 def _drawn(plot: Plot) -> dict[str, Any]:
-    return {"plot": plot, "svg": svg.draw(plot, curves.described(plot)), "data": svg.tooltip_data(plot)}
+    return {"plot": plot, "svg": svg.draw(plot, curves.described(plot)), "data": svg.script_data(plot)}
 
 
 def _where(runs: Sequence[Run]) -> str:
@@ -120,7 +123,7 @@ def _card(run: Run, grids: pictures.Grids, colour: int) -> dict[str, Any]:
     head, rows = _scores(run)
     return {
         "name": run.name,
-        "colour": colour,
+        "series": Series(run.name, [], [], colour),
         "verdict": judge(run),
         "facts": _facts(run),
         "grids": grids,
@@ -129,13 +132,43 @@ def _card(run: Run, grids: pictures.Grids, colour: int) -> dict[str, Any]:
         "preset": preset,
         "changed": [(name, _value(here), _value(there)) for name, here, there in changed],
         "settings": [(name, _value(value)) for name, value in run.settings.items()],
+        "teacher": str(run.settings.get("teacher", "teacher")),
+        "sessions": [_session(session) for session in run.sessions],
         "origin": _origin(run),
     }
 
 
+def _no_teacher(runs: Sequence[Run], grids: Sequence[pictures.Grids]) -> list[str]:
+    """Why a teacher's pictures are not beside the student's."""
+    without = [run.name for run, found in zip(runs, grids, strict=True) if found.grids and not found.teacher]
+    if not without:
+        return []
+    where = f" of {', '.join(without)}" if len(runs) > 1 else ""
+    return [
+        f"The pictures of the teacher{where} are not here: a run draws them at its start, where that costs at most a tenth of it."
+    ]
+
+
+def _session(session: Session) -> dict[str, Any]:
+    """A session as the page shows it: from when to when, and everything on record of it."""
+    begin, end = session.begin, session.end or {}
+    until = f" to {_moment(end['time'])}" if "time" in end else ", no end on record"
+    seconds, hidden = number(end.get("seconds")), ("event", "time", "images_seen")
+    facts = [("images", f"{_value(begin.get('images_seen'))} to {_value(end.get('images_seen'))}")]
+    facts += [("time", duration(seconds))] if seconds is not None else []
+    facts += [("ended", str(end["how"]))] if "how" in end else []
+    facts += [(name.replace("_", " "), _value(value)) for name, value in begin.items() if name not in hidden]
+    return {"when": f"{_moment(begin.get('time'))}{until}", "facts": facts}
+
+
+def _moment(time: object) -> str:
+    """An ISO 8601 time to the minute."""
+    return str(time)[:16].replace("T", " ")
+
+
 def _facts(run: Run) -> list[tuple[str, str, str]]:
     """The headline's numbers: (name, value, detail)."""
-    seconds, (_, memory) = run.seconds(), run.column("peak_gib")
+    _, memory = run.column("peak_gib")
     strategy = run.config.strategy_name if run.config else str(run.settings.get("strategy", "–"))
     if run.config:
         kappas = list(dict.fromkeys(run.config.guidance))
@@ -147,11 +180,11 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ("teacher", str(run.settings.get("teacher", "–")), ""),
         ("strategy", strategy, kappa),
         ("images seen", count(run.images_seen), planned),
-        ("speed", f"{short(run.images_seen / seconds)} images/s" if seconds else "–", ""),
-        ("time", duration(seconds) if seconds else "–", "without scoring" if run.scores else ""),
-        ("peak memory", f"{short(max(v for v in memory if v is not None))} GiB" if memory else "–", _device(run)),
+        *_times(run),
+        ("trained on", *_device(run)),
+        ("peak memory", f"{short(max(v for v in memory if v is not None))} GiB" if memory else "–", ""),
     ]
-    best, newest = run.best(), run.scores[-1] if run.scores else None
+    best, newest = run.best(), run.judged[-1] if run.judged else None
     for name, line in (("best score", best), ("newest score", newest)):
         if line is None:
             facts.append((name, "–", "not scored"))
@@ -169,13 +202,39 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _device(run: Run) -> str:
-    return str(run.settings.get("precision", ""))
+def _times(run: Run) -> list[tuple[str, str, str]]:
+    """When the run was trained, how long and how fast: as the terminal says it, of training, without scoring; and in all."""
+    seconds, total = run.seconds(), run.spent()
+    when, until = "–", ""
+    if run.sessions:
+        end = run.sessions[-1].end
+        when = _moment(run.sessions[0].begin.get("time"))
+        until = f"to {_moment(end.get('time'))}" if end else "no end on record"
+        until += f", in {len(run.sessions)} parts" if len(run.sessions) > 1 else ""
+    return [
+        ("began", when, until),
+        ("time of training", duration(seconds) if seconds else "–", f"{duration(total)} in all" if total else ""),
+        (
+            "speed",
+            f"{short(run.images_seen / seconds)} images/s" if seconds else "–",
+            "without scoring" if seconds else "",
+        ),
+    ]
+
+
+def _device(run: Run) -> tuple[str, str]:
+    """What the newest session ran on, and in which precision."""
+    precision = str(run.settings.get("precision", ""))
+    if not run.sessions:
+        return "–", precision
+    begin = run.sessions[-1].begin
+    processes = number(begin.get("processes")) or 1
+    return str(begin.get("device", "–")), f"{processes:.0f} processes, {precision}" if processes > 1 else precision
 
 
 def _scores(run: Run) -> tuple[list[str], list[list[str]]]:
     """Every line of scores as text, the published rows to compare with below."""
-    keys = [key for key in COLUMNS if any(key in line for line in run.scores)]
+    keys = [key for key in COLUMNS if any(key in line for line in [*run.scores, *run.evals])]
     if not keys:
         return [], []
 
@@ -185,9 +244,17 @@ def _scores(run: Run) -> tuple[list[str], list[list[str]]]:
 
     known = references(run)
     rows = [row(count(line["images_seen"]), line) for line in run.scores]
+    rows += [row(_evaluation(line), line) for line in run.evals]
     rows += [row(f"teacher, {known.teacher_what}, {label}", line) for label, line in known.teacher]
     rows += [row(label, line) for label, line in known.students]
     return ["images seen", *(COLUMNS[key][0] for key in keys)], rows
+
+
+def _evaluation(line: Line) -> str:
+    """What a result of `sidlsg eval` is of."""
+    pictures = number(line.get("pictures"))
+    many = f", {count(pictures)} pictures" if pictures is not None else ""
+    return f"{count(line['images_seen'])}, sidlsg eval, {line.get('protocol')}{many}"
 
 
 def _origin(run: Run) -> list[tuple[str, str]]:

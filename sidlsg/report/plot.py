@@ -1,20 +1,28 @@
-"""A plot as data: what ``svg`` draws into the page and ``png`` into files."""
+"""A plot as data: what ``svg`` draws into the page, its script enlarges, and ``png`` draws into files."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from sidlsg.report.numbers import tick
 
 POINTS = 300  # of a series; more are averaged
 SPAN = 1e-12  # of the largest value; smaller ones are at the lower end of a logarithmic axis
 TINY = 1e-60  # what is smaller is no span
+PALETTE = 6  # colours in page.css and png.py
+SHAPES = 4  # of marks: circle, square, triangle, diamond
+CIRCLE, DIAMOND = 0, 3
 
 
 @dataclass(frozen=True)
 class Series:
     """A line through points of increasing x, with gaps where y is None; or, in a scatter plot, marked points with labels.
 
-    ``colour`` numbers the palette; None is the grey of what is not a run.
+    ``colour`` numbers the palette; from the seventh run on the colours come again, with marks of another shape. None is the grey
+    of what is not a run. ``seconds``: of training at each point, where known. ``joined``: whether a line joins the points.
+    ``listed``: whether it stands in the legend.
     """
 
     name: str
@@ -23,6 +31,23 @@ class Series:
     colour: int | None = 0
     dashed: bool = False
     labels: list[str] = field(default_factory=list)
+    seconds: list[float] | None = None
+    mark: int | None = None
+    joined: bool = True
+    listed: bool = True
+
+    @property
+    def shape(self) -> int:
+        """Number of the shape of its marks."""
+        return self.mark if self.mark is not None else (self.colour or 0) // PALETTE % SHAPES
+
+    @property
+    def marked(self) -> range:
+        """The points that have a mark: all of a few; of many some, if the shape tells runs apart; else none."""
+        count = len(self.x)
+        if count <= 24 or not self.joined:
+            return range(count)
+        return range(0, count, -(-count // 8)) if self.shape else range(0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         if len(inside) > most:
             break
         found = inside
-    return found if len(found) >= 2 else Axis(low, high).ticks(most)
+    return found if len(found) >= 3 else Axis(low, high).ticks(most)
 
 
 def axes(plot: Plot) -> tuple[Axis, Axis] | None:
@@ -116,10 +141,82 @@ def axes(plot: Plot) -> tuple[Axis, Axis] | None:
     points = [(x, y) for series in plot.series for x, y in zip(series.x, series.y, strict=True) if y is not None]
     if not points:
         return None
+    return _x_axis(plot, [x for x, _ in points], plot.x_log), _y_axis(plot, [y for _, y in points], plot.y_log)
+
+
+def _x_axis(plot: Plot, values: list[float], log: bool) -> Axis:
+    return Axis.over(values, log, tight=not plot.scatter)
+
+
+def _y_axis(plot: Plot, values: list[float], log: bool) -> Axis:
     limits = [value for reference in plot.references for value in (reference.low, reference.high)]
-    x = Axis.over([x for x, _ in points], plot.x_log, tight=not plot.scatter)
-    y = Axis.over([y for _, y in points] + limits, plot.y_log, plot.from_zero)
-    return x, y
+    return Axis.over(values + limits, log, plot.from_zero and not log)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A plot along one axis, everything in [0, 1] of its length.
+
+    Attributes:
+        ticks: place and text of each.
+        at: for each series, the place of each point; None where it has none.
+        held: for each reference, the places of its ends (of a vertical axis).
+    """
+
+    label: str
+    ticks: list[tuple[float, str]]
+    at: list[list[float | None]]
+    held: list[tuple[float, float]] = field(default_factory=list)
+
+
+def across(plot: Plot) -> dict[str, Scale]:
+    """The horizontal axes that a reader may choose, by name, the plot's own first; empty when there is nothing to show."""
+    shown = [[x for x, y in zip(s.x, s.y, strict=True) if y is not None] for s in plot.series]
+    values = [x for xs in shown for x in xs]
+    if not values:
+        return {}
+    names = ("linear", "log") if plot.scatter else ("images", "images, log")
+    found: dict[str, Scale] = {}
+    for name, log in sorted(zip(names, (False, True), strict=True), key=lambda item: item[1] != plot.x_log):
+        axis = _x_axis(plot, values, log)
+        if axis.log == log or not found:
+            found[name] = _scale(plot.x_label, axis, [s.x for s in plot.series])
+    if not plot.scatter and all(series.seconds for series in plot.series):
+        longest = max(second for series in plot.series for second in series.seconds or [])
+        size, unit = next((size, unit) for size, unit in UNITS if longest >= 2 * size or size == 1)
+        spans = [[second / size for second in series.seconds or []] for series in plot.series]
+        axis = _x_axis(plot, [value for span in spans for value in span], False)
+        found["time"] = _scale(f"{unit} of training", axis, spans)
+    return found
+
+
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+
+
+def down(plot: Plot) -> dict[str, Scale]:
+    """The vertical axes that a reader may choose, by name, the plot's own first; empty when there is nothing to show."""
+    values = [y for series in plot.series for y in series.y if y is not None]
+    if not values:
+        return {}
+    found: dict[str, Scale] = {}
+    for name, log in sorted((("linear", False), ("log", True)), key=lambda item: item[1] != plot.y_log):
+        axis = _y_axis(plot, values, log)
+        if axis.log == log or not found:
+            held = [(axis.at(reference.low), axis.at(reference.high)) for reference in plot.references]
+            found[name] = _scale(plot.unit, axis, [series.y for series in plot.series], held)
+    return found
+
+
+def _scale(
+    label: str, axis: Axis, values: Sequence[Sequence[float | None]], held: Sequence[tuple[float, float]] = ()
+) -> Scale:
+    def place(value: float | None) -> float | None:
+        hidden = value is None or (axis.log and not axis.zero and value <= 0)
+        return None if hidden else round(axis.at(value), 4)  # type: ignore[arg-type]
+
+    ticks = [(round(axis.at(value), 4), tick(value)) for value in axis.ticks(5)]
+    ends = [(round(low, 4), round(high, 4)) for low, high in held]
+    return Scale(label, ticks, [[place(value) for value in series] for series in values], ends)
 
 
 def thin(x: list[int], y: list[float | None]) -> tuple[list[float], list[float | None]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
 from sidlsg.files import STATE_FILE
 from sidlsg.runs.folder import RunFolder
-from sidlsg.runs.scores import comparable, unlike
+from sidlsg.runs.scores import DISTANCES, comparable, unlike
+from sidlsg.runs.sessions import Session, read_sessions
 from sidlsg.runs.state import numbered
 from sidlsg.settings import make_config, preset_names
+from sidlsg.teachers.registry import registry
 
 Line = dict[str, Any]
 
@@ -34,8 +38,12 @@ class Run:
     scores: list[Line]  # that can be compared with the newest one
     grids: list[tuple[int, Path]]  # images seen, file
     teacher_grid: Path | None
+    shipped_grid: Path | None  # the teacher's pictures that come with an embedded teacher
     note: dict[str, Any]  # student/sidlsg.json; {} without a student
     state: dict[str, Any]  # state.json of the newest checkpoint, or {}
+    sessions: list[Session]  # when and on what it was trained, oldest first
+    open_seconds: float | None  # of a session without an end: from its beginning to the newest line
+    evals: list[Line]  # results of `sidlsg eval`, as lines of scores, by images seen
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -58,15 +66,28 @@ class Run:
         return seen is not None and self.planned is not None and seen >= self.planned
 
     @property
+    def judged(self) -> list[Line]:
+        """The lines that say how good the run is: its scores, or where it has none what `sidlsg eval` found of it, by the newest
+        one's protocol and number of pictures."""
+        return self.scores or [line for line in self.evals if self.alike(line)]
+
+    def alike(self, line: Line) -> bool:
+        """Whether a line of ``evals`` is of the protocol and the number of pictures of the scores; where there are none, of the
+        newest of ``evals`` with a distance."""
+        distances = [line for line in self.evals if any(key in line for key in DISTANCES)]
+        like = (self.scores or distances or self.evals)[-1]
+        return not unlike(line, like)
+
+    @property
     def protocol(self) -> Protocol | None:
-        return protocols().get(str(self.scores[-1].get("protocol"))) if self.scores else None
+        return protocols().get(str(self.judged[-1].get("protocol"))) if self.judged else None
 
     @property
     def distance(self) -> str:
-        """Key of the Fréchet distance in ``scores``: "fid" or "fd"."""
+        """Key of the Fréchet distance in ``judged``: "fid" or "fd"."""
         if self.protocol:
             return self.protocol.distance.lower()
-        return "fid" if self.scores and "fid" in self.scores[-1] else "fd"
+        return "fid" if self.judged and "fid" in self.judged[-1] else "fd"
 
     @property
     def latent_std(self) -> tuple[float, float] | None:
@@ -86,20 +107,45 @@ class Run:
     def best(self) -> Line | None:
         """The scores with the smallest distance after image 0, or None."""
         lines = [
-            line for line in self.scores if line["images_seen"] > 0 and number(line.get(self.distance)) is not None
+            line for line in self.judged if line["images_seen"] > 0 and number(line.get(self.distance)) is not None
         ]
         return min(lines, key=lambda line: float(line[self.distance]), default=None)
 
     def seconds(self) -> float | None:
         """Time of the training by the speeds in ``metrics``: with grids and checkpoints, without scoring."""
-        total, before = 0.0, 0
+        clock = self.clock()
+        return clock[-1][1] if len(clock) > 1 else None
+
+    def clock(self) -> list[tuple[int, float]]:
+        """(images seen, seconds of training until then), from (0, 0) on; empty when a line of ``metrics`` has no speed."""
+        found = [(0, 0.0)]
         for line in self.metrics:
-            rate = number(line.get("images_per_second"))
+            rate, (before, passed) = number(line.get("images_per_second")), found[-1]
             if rate is None or rate <= 0:
-                return None
-            total += (line["images_seen"] - before) / rate
-            before = line["images_seen"]
-        return total or None
+                return []
+            found.append((line["images_seen"], passed + (line["images_seen"] - before) / rate))
+        return found
+
+    def seconds_at(self, places: list[float]) -> list[float] | None:
+        """Seconds of training until each number of images seen; None when they are not known so far."""
+        clock = self.clock()
+        if len(clock) < 2:
+            return None
+        seen, passed = zip(*clock, strict=True)
+        found = []
+        for place in places:
+            after = min(max(1, bisect.bisect_left(seen, place)), len(seen) - 1)
+            share = (place - seen[after - 1]) / (seen[after] - seen[after - 1] or 1)
+            found.append(passed[after - 1] + share * (passed[after] - passed[after - 1]))
+        return found
+
+    def spent(self) -> float | None:
+        """Seconds of all sessions, with scoring and the student's writing; None when one has no end on record."""
+        found = [number((session.end or {}).get("seconds")) for session in self.sessions]
+        if found and found[-1] is None:
+            found[-1] = self.open_seconds
+        known = [seconds for seconds in found if seconds is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
 
 def number(value: object) -> float | None:
@@ -121,6 +167,7 @@ def read_run(path: Path) -> Run:
     if others := sorted({text for line in every if line not in scores for text in _made_otherwise(line, scores[-1])}):
         problems.append(f"{folder.scores}: scores that cannot be compared are left out ({', '.join(others)})")
     states = [path for path in (at / STATE_FILE for at in numbered(folder.checkpoints)) if path.is_file()]
+    sessions = read_sessions(folder.sessions)
     return Run(
         path=path,
         name=path.resolve().name,
@@ -130,8 +177,12 @@ def read_run(path: Path) -> Run:
         scores=scores,
         grids=sorted((int(p.stem), p) for p in folder.samples.glob("*.png") if p.stem.isascii() and p.stem.isdigit()),
         teacher_grid=folder.teacher_grid if folder.teacher_grid.is_file() else None,
+        shipped_grid=teacher.grid if (teacher := registry().get(str(settings.get("teacher")))) else None,
         note=_object(folder.student / "sidlsg.json", problems),
         state=_object(states[-1], problems) if states else {},
+        sessions=sessions,
+        open_seconds=_open_seconds(folder, sessions),
+        evals=_evals(folder.evals, problems),
         problems=problems,
     )
 
@@ -201,6 +252,32 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     if value is None:
         problems.append(f"{path} is damaged and left out")
     return value or {}
+
+
+def _open_seconds(folder: RunFolder, sessions: list[Session]) -> float | None:
+    """From the beginning of a newest session that has no end until anything was written last; None for any other."""
+    if not sessions or sessions[-1].end is not None:
+        return None
+    try:
+        begun = datetime.fromisoformat(str(sessions[-1].begin.get("time"))).timestamp()
+        newest = max(path.stat().st_mtime for path in (folder.metrics, folder.scores) if path.is_file())
+    except (ValueError, OSError):
+        return None
+    return newest - begun if newest > begun else None
+
+
+def _evals(folder: Path, problems: list[str]) -> list[Line]:
+    """What `sidlsg eval` found of this run, as lines of scores."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        results = _object(path, problems)
+        scores, about = results.get("scores"), results.get("generation")
+        seen = number(about.get("images_seen")) if isinstance(about, dict) else None
+        if not isinstance(scores, dict) or seen is None:
+            continue
+        line = {"images_seen": int(seen), "warnings": results.get("warnings") or []}
+        found.append(line | {key: results.get(key) for key in ("protocol", "pictures")} | scores)
+    return sorted(found, key=lambda line: line["images_seen"])
 
 
 def differing(runs: list[Run]) -> list[tuple[str, list[Any]]]:

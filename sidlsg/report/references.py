@@ -39,16 +39,16 @@ def references(run: Run) -> References:
     def none(why: str) -> References:
         return References([], "", [], why)
 
-    if not run.scores:
+    if not run.judged:
         return none("")
     if run.protocol is None:
         return none(
-            f"The protocol {run.scores[-1].get('protocol')} is not one of this version: nothing to compare with."
+            f"The protocol {run.judged[-1].get('protocol')} is not one of this version: nothing to compare with."
         )
     protocol, teacher, student, what = ROWS.get(_alias(run), ("", None, "", ""))
     if run.protocol.name != protocol:
         return none(f"No published scores of this teacher are of the protocol {run.protocol.name}: none are drawn.")
-    if warnings := run.scores[-1].get("warnings"):
+    if warnings := run.judged[-1].get("warnings"):
         return none(" ".join([*map(str, warnings), "So no published scores are drawn."]))
     rows = published()[protocol][0]["rows"]
     return References(

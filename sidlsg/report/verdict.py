@@ -1,4 +1,4 @@
-"""Whether a distillation works, in one sentence, and what that is believed from."""
+"""How far a distillation has come, in one sentence, and what that is believed from."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from sidlsg.report.numbers import count, percent, short
+from sidlsg.report.numbers import count, percent, short, times
 from sidlsg.report.reading import Run, number
 from sidlsg.report.references import references
 
-Tone = Literal["good", "warn", "bad", "open"]  # open: nothing can be said
+Tone = Literal["good", "fair", "warn", "bad", "open"]  # fair: on the way; open: nothing can be said
 
 BETTER = 0.9  # of the distance at the start; a distance below it is not noise
 RISEN = 1.1  # of the smallest distance; above it the student has become worse again
+NEAR = 1.25  # of the teacher's largest distance; up to it the student is close
+ALIKE = 0.3  # of the teacher's diversity over seeds; below it one prompt has nearly one picture
 SHRUNK = 0.95  # of the gap's median over the first half of the run
 LINES = 8  # fewer lines of metrics say nothing about a trend
 MANY = 0.01  # of all samples; more skipped ones are a fault
@@ -31,7 +33,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``word``: a few words; ``sentence``: the whole judgement; ``evidence``: what it rests on."""
+    """``word``: a grade in a few words; ``sentence``: the whole judgement; ``evidence``: what it rests on."""
 
     tone: Tone
     word: str
@@ -39,21 +41,32 @@ class Verdict:
     evidence: list[Evidence]
 
 
+@dataclass(frozen=True)
+class Grade:
+    """How far a student has come, by its scores: ``word`` is what a verdict begins with."""
+
+    tone: Tone
+    word: str
+    evidence: Evidence
+
+
 def judge(run: Run) -> Verdict:
-    """The verdict on a run. Scores alone can say that it works; everything else can only speak against it."""
-    score, latents, skipped, gap = _score(run), _latents(run), _skipped(run), _gap(run)
-    evidence = [score, latents, skipped, gap]
-    if not run.metrics and len(run.scores) < 2:
+    """Grade a run. Scores alone can say how good its student is; everything else can only speak against it."""
+    seeds, latents, skipped, gap = _seeds(run), _latents(run), _skipped(run), _gap(run)
+    grade = _grade(run, seeds)
+    evidence = [grade.evidence, *([seeds] if seeds else []), latents, skipped, gap]
+    if not run.metrics and len(run.judged) < 2:
         return Verdict("open", "Nothing to judge yet", "The run has not written a line of metrics yet.", evidence)
-    tone, word, text = score.tone, WORDS[score.tone], score.text
-    if tone == "good":
-        text = f"This distillation works: {text}"
-    elif tone == "open":
-        text = f"Whether this distillation works cannot be said from numbers. {text}"
-    against = [found for found in (latents, skipped) if found.tone in ("bad", "warn")]
+    tone, word, text = grade.tone, grade.word, grade.evidence.text
+    if grade.word != UNKNOWN and not run.finished:
+        word += " so far"
+    if grade.word == AS_GOOD and seeds and seeds.tone == "open":
+        text += f" {seeds.text}"
+    against = [found for found in (seeds, latents, skipped) if found and found.tone in ("bad", "warn")]
     if against:
-        tone = "bad" if any(found.tone == "bad" for found in [score, *against]) else "warn"
-        word += "" if score.tone == "bad" else ", with a warning"
+        worst: list[Tone] = [grade.tone, *(found.tone for found in against)]
+        tone = "bad" if "bad" in worst else "warn"
+        word += "" if grade.tone == "bad" else ", with a warning"
         text += " But: " + " ".join(found.text for found in against)
     elif latents.tone == skipped.tone == "good":
         also = ["The latents stayed inside their band", "no sample was skipped"]
@@ -62,36 +75,86 @@ def judge(run: Run) -> Verdict:
     return Verdict(tone, word, text, evidence)
 
 
-WORDS: dict[Tone, str] = {"good": "It works", "warn": "In doubt", "bad": "It does not work", "open": "Not scored"}
+UNKNOWN, NOT, FAR, LEARNING, CLOSE, AS_GOOD = (
+    "Not scored",
+    "Not learning",
+    "Far from its teacher",
+    "Learning",
+    "Close",
+    "As good as its teacher",
+)
 
 
-def _score(run: Run) -> Evidence:
-    """The newest distance against that at the start, and against the teacher's rows."""
+def _grade(run: Run, seeds: Evidence | None) -> Grade:
+    """The newest distance against the teacher's, and against that at image 0.
+
+    As good as its teacher: within what the teacher reaches with any guidance, and not with one picture for all seeds.
+    Close: up to ``NEAR`` times its largest distance. Learning: up to ``BETTER`` of the distance at image 0; far from
+    its teacher: where that is not known. Not learning: all else.
+    """
     key, what = run.distance, "Score"
     name = run.protocol.distance if run.protocol else key
-    points = [(line["images_seen"], value) for line in run.scores if (value := number(line.get(key))) is not None]
-    if not run.scores:
+    points = [(line["images_seen"], value) for line in run.judged if (value := number(line.get(key))) is not None]
+    start = points[0][1] if points and points[0][0] == 0 else None
+    later, known = points[start is not None :], references(run)
+    span = known.span(key)
+    if not later or (start is None and span is None):
         why = "--eval-every was not given" if run.settings.get("eval_every") is None else "none is written yet"
-        return Evidence("open", what, "none", f"There are no scores ({why}): look at the pictures below.")
-    if len(points) < 2 or points[0][0] > 0:
-        return Evidence("open", what, "too few", f"There is no {name} of image 0 and of a later place to compare yet.")
-    start, (seen, newest) = points[0][1], points[-1]
-    at, best = min(points[1:], key=lambda point: point[1])
-    known = references(run)
-    span, rows = known.span(key), ""
-    if span:
-        rows = f"; the teacher's {known.teacher_what} reach {short(span[0])}"
-        rows += f" to {short(span[1])}, depending on its guidance" if span[1] > span[0] else ""
-    fact = f"{name} {short(start)} → {short(newest)}"
-    path = f"from {short(start)} before the first update to {short(newest)} after {count(seen)} images{rows}"
-    if newest > start:
-        return Evidence("bad", what, fact, f"The student is worse than at the start: {name} went {path}.")
+        fact, text = "none", f"There are no scores ({why}): look at the pictures below."
+        if run.judged:
+            fact, text = "too few", f"There is no {name} of image 0 and of a later place to compare yet."
+        return Grade("open", UNKNOWN, Evidence("open", what, fact, f"{CANNOT} {text}"))
+    (seen, newest), (at, best) = later[-1], min(later, key=lambda point: point[1])
+    fact = f"{name} {short(newest)}" if start is None else f"{name} {short(start)} → {short(newest)}"
+    fact += f" (teacher {_reach(span).partition(',')[0]})" if span else ""
+    course = f"{name} is " if start is None else f"{name} went from {short(start)} before the first update to "
+    reach = f" (the teacher's {known.teacher_what} reach {_reach(span)})" if span else ""
+    tone, word, held = _place(newest, start, span)
+    if word == AS_GOOD and seeds and seeds.tone == "warn":
+        word = CLOSE
+    text = f"{course}{short(newest)} after {count(seen)} images{held}{reach}."
+    if newest > RISEN * best and word != NOT:
+        text += f" It has become worse since {count(at)} images, where {name} was {short(best)}."
+        text += " That student is in best/." if run.scores else ""
+        return Grade("warn", word, Evidence("warn", what, f"{fact}, but {short(best)} at {count(at)}", text))
+    return Grade(tone, word, Evidence(tone, what, fact, text))
+
+
+CANNOT = "How good the student is cannot be said from numbers."
+
+
+def _place(newest: float, start: float | None, span: tuple[float, float] | None) -> tuple[Tone, str, str]:
+    """Tone and grade of the newest distance, and how it stands to the teacher's ``span`` and the one at the ``start``."""
+    worst = f", {times(newest / span[1])} the teacher's worst" if span and span[1] > 0 else ""
+    if start is not None and newest > start:
+        return "bad", NOT, ", which is worse than at the start"
+    if span and newest <= span[1]:
+        return "good", AS_GOOD, ", which the teacher reaches too" if newest >= span[0] else ", less than the teacher's"
+    if span and newest <= NEAR * span[1]:
+        return "good", CLOSE, worst
+    if start is None:
+        return "open", FAR, worst
     if newest > BETTER * start:
-        return Evidence("warn", what, fact, f"The student has hardly improved: {name} went {path}.")
-    if newest > RISEN * best:
-        text = f"The student has become worse since {count(at)} images, where {name} was {short(best)}: it went {path}."
-        return Evidence("warn", what, f"{fact}, but {short(best)} at {count(at)}", text + " The best one is in best/.")
-    return Evidence("good", what, fact, f"{name} fell {path}.")
+        return "warn", NOT, ", which is hardly better than at the start"
+    return "fair", LEARNING, worst or "; there are no scores of its teacher that say how far it is from it"
+
+
+def _reach(span: tuple[float, float]) -> str:
+    low, high = map(short, span)
+    return f"{low} to {high}, depending on its guidance" if high != low else low
+
+
+def _seeds(run: Run) -> Evidence | None:
+    """How much one prompt's pictures differ between seeds, as a share of the teacher's; None where nothing is scored."""
+    if not run.judged:
+        return None
+    values = [value for line in run.judged if (value := number(line.get("diversity"))) is not None]
+    if not values:
+        text = "Whether different seeds give different pictures is not scored."
+        return Evidence("open", "Seeds", "diversity is not scored", text)
+    text = f"Between seeds, one prompt's pictures differ {short(values[-1])} times as much as the teacher's."
+    tone: Tone = "warn" if values[-1] < ALIKE else "good"
+    return Evidence(tone, "Seeds", f"{short(values[-1])} of the teacher's diversity", text)
 
 
 def _latents(run: Run) -> Evidence:

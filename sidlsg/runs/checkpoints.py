@@ -108,7 +108,7 @@ class Checkpoints:
                 tensors = _read(path, state["files"], groups)
                 if like is not None and (found := unlike(tensors, like)):
                     raise ValueError(found)
-            except (OSError, ValueError, TypeError, SafetensorError, SidlsgError) as error:
+            except (OSError, LookupError, ValueError, TypeError, SafetensorError, SidlsgError) as error:
                 self.damaged.append(path)
                 warnings.append(f"checkpoint {path} is damaged ({error})")
             else:

@@ -94,6 +94,14 @@ class RunFolder:
         return self.path / "scores.jsonl"
 
     @property
+    def sessions(self) -> Path:
+        return self.path / "sessions.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.path / "evals"
+
+    @property
     def curves(self) -> Path:
         return self.path / "curves.png"
 
@@ -228,6 +236,14 @@ def run_folder(name: str) -> RunFolder | None:
     """The run folder that a model's name means; None for an alias, any other folder or a hub id."""
     folder = RunFolder(user_path(name))
     return folder if name not in registry() and folder.configured else None
+
+
+def owner(name: str) -> RunFolder | None:
+    """The run that a model belongs to, named by its folder or that of its ``student`` or ``best``; None for any other model."""
+    path = Path(name)
+    if path.name in ("student", "best") and run_folder(name) is None:
+        return run_folder(str(path.parent))
+    return run_folder(name)
 
 
 def missing_of_student(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -12,8 +13,10 @@ from sidlsg.files import STUDENT_FILE, read_object
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import RunFolder, missing_of_student, run_folder
 from sidlsg.runs.state import place
-from sidlsg.teachers.family import Model
-from sidlsg.teachers.loading import load_model
+from sidlsg.teachers.family import Description, Model
+from sidlsg.teachers.hub import missing_part
+from sidlsg.teachers.loading import describe, load_model
+from sidlsg.teachers.registry import at_hand, locate
 
 
 def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
@@ -27,6 +30,24 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     if student_is_newest(folder):
         return load_model(str(folder.student), device, dtype)
     return student_of_checkpoint(folder, device, dtype)
+
+
+def describe_model(name: str) -> Description | None:
+    """What ``open_model`` would open, from its configuration files; None where they are not on this machine.
+
+    Raises UsageError and SidlsgError as ``open_model`` does, before any weight is read.
+    """
+    run = run_folder(name)
+    if run is None:
+        place = locate(name)
+        found = at_hand(place)
+        whole = found is not None and (place.folder is not None or missing_part(found) is None)
+        return describe(found, name) if found is not None and whole else None
+    if student_is_newest(run):
+        return describe(run.student, name)
+    config = run.load_config()
+    about = describe_model(config.teacher)
+    return about and replace(about, source=name, student={"t_init": config.t_init})
 
 
 def student_is_newest(folder: RunFolder) -> bool:

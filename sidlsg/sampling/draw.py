@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from sidlsg.errors import SidlsgError, UsageError, nearest, sentence
 from sidlsg.method.generator import OneStepGenerator
 from sidlsg.sampling.pictures import to_pil
-from sidlsg.sampling.samplers import SAMPLERS
+from sidlsg.sampling.samplers import SAMPLERS, STAND_INS
 from sidlsg.teachers.family import Description, Model
 
 
@@ -39,10 +39,11 @@ def many_step_scheduler(model: Model | Description, steps: int, sampler: str | N
     """diffusers' scheduler for ``many_steps``; raises UsageError for a number of steps that it cannot take."""
     import diffusers
 
-    kind = SAMPLERS[sampler] if sampler else model.scheduler_config.get("_class_name", "DDPMScheduler")
+    own = model.scheduler_config.get("_class_name", "DDPMScheduler")
+    kind, options = (SAMPLERS[sampler], {}) if sampler else STAND_INS.get(own, (own, {}))
     count, why = len(model.schedule), None
     try:
-        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False)
+        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config, clip_sample=False, **options)
         scheduler.set_timesteps(steps)
         at = scheduler.timesteps
         if steps > count:
@@ -61,13 +62,25 @@ def many_step_scheduler(model: Model | Description, steps: int, sampler: str | N
 
 
 def many_steps(
-    model: Model, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, sampler: str | None = None
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    sampler: str | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Sample with classifier-free guidance by the family's stock diffusers pipeline: images [B, 3, H, W] in [0, 1].
 
     Args:
         sampler: a key of ``SAMPLERS``; None uses the model's own scheduler.
+        after_step: called after each step; what it raises ends the sampling.
     """
+
+    def step_ended(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        after_step()
+        return tensors
+
     pipeline = model.pipeline(many_step_scheduler(model, steps, sampler))
     pipeline.set_progress_bar_config(disable=True)
     latents = pipeline(
@@ -76,8 +89,24 @@ def many_steps(
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="latent",
+        callback_on_step_end=step_ended,
     ).images
     return model.decode(latents)
+
+
+EMPTY_PROMPT = "the prompt is empty: this is what the model draws when it is told nothing"
+
+
+def sampling_text(one_step: bool, steps: int | None, guidance: float | None) -> str:
+    """ "1 step" or "25 steps, guidance 3", as labels say it."""
+    return "1 step" if one_step else f"{steps} steps, guidance {guidance:g}"
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise UsageError for a seed that torch would change."""
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"the seed {seed} is not in 0 to 2^64 - 1")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -125,25 +154,25 @@ def draw(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Image.Image]:
     """One picture for each (prompt, seed) pair, in order; picture i does not depend on ``batch``.
 
     Args:
         batch: pictures drawn at once.
         steps, guidance, sampler: of a teacher, by default 25, 3 and its own scheduler; a student needs none of them.
+        after_step: called after each step of a teacher.
 
     Raises UsageError when the options do not fit the model, or a seed is not in 0 to 2^64 - 1.
     """
-    for seed in seeds:
-        if not 0 <= seed < 2**64:
-            raise UsageError(f"the seed {seed} is not in 0 to 2^64 - 1")
+    check_seeds(seeds)
     steps, guidance = check_sampling(model, steps, guidance, sampler)
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         if model.student is not None:
             images = one_step(model, prompts[part], seeds[part], model.student["t_init"])
         else:
-            images = many_steps(model, prompts[part], seeds[part], steps, guidance, sampler)
+            images = many_steps(model, prompts[part], seeds[part], steps, guidance, sampler, after_step)
         if bad := [i for i, image in enumerate(images) if not bool(image.isfinite().all())]:
             first = start + bad[0]
             raise SidlsgError(

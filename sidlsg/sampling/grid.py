@@ -13,7 +13,7 @@ from sidlsg.sampling.pictures import make_grid
 
 INK, GREY = "#1a1a1a", "#5c5c5c"
 SMALLEST_CELL, SMALLEST_TEXT = 96, 13  # pixels
-LONGEST_ROW = 16  # pictures
+LONGEST_ROW = 8  # pictures of one of several prompts
 EMPTY = '"" (no prompt)'
 MOST_LINES = {"title": 4, "name": 6, "detail": 2, "head": 2, "note": 4}
 
@@ -112,23 +112,40 @@ def labelled_grid(
 
 
 def prompt_grid(
-    pictures: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int], columns: int | None = None
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    columns: int | None = None,
+    note: str = "",
 ) -> Image.Image:
-    """The pictures of every prompt with every seed: of one prompt side by side and below each other, of several in a labelled
-    row each, a column a seed.
+    """Draw the pictures of every prompt with every seed: a labelled row per prompt, broken into several where it is long.
 
     Args:
-        pictures: prompt by prompt. columns: of the grid; None is about square for one prompt, all seeds up to 16 for several.
+        pictures: prompt by prompt.
+        columns: of the grid; None is about square for one prompt, and for several at most 8, rows of one length.
+        note: small text at the bottom.
     """
-    if len(prompts) == 1:
-        return make_grid(pictures, columns)
-    columns = columns or LONGEST_ROW
-    details = [f"seeds {seeds[0]} to {seeds[-1]}"] if len(seeds) > columns else []
+    if columns is None and len(prompts) == 1:
+        columns = math.ceil(math.sqrt(len(seeds)))
+    elif columns is None:
+        columns = math.ceil(len(seeds) / math.ceil(len(seeds) / LONGEST_ROW))
+    details = [f"seeds {seed_ranges(seeds)}"] if len(seeds) > columns else []
     rows = [
         Row(pictures[at * len(seeds) : (at + 1) * len(seeds)], prompt or EMPTY, details)
         for at, prompt in enumerate(prompts)
     ]
-    return labelled_grid([Block(rows)], [f"seed {seed}" for seed in seeds], columns=columns)
+    return labelled_grid([Block(rows)], [f"seed {seed}" for seed in seeds], note, columns)
+
+
+def seed_ranges(seeds: Sequence[int]) -> str:
+    """ "0 to 7", "1, 5, 8 to 10": seeds that follow each other as a range."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1][1:] = [seed]
+        else:
+            parts.append([seed])
+    return ", ".join(" to ".join(map(str, part)) for part in parts)
 
 
 def _fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:

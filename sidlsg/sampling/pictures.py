@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from sidlsg.files import replacing
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -30,17 +33,29 @@ def make_grid(pictures: Sequence[Image.Image], columns: int | None = None, gap: 
     return grid
 
 
-def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts: str | int) -> None:
-    """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
+def png_facts(facts: Mapping[str, str | int]) -> PngInfo:
+    """Text entries of a PNG file."""
     info = PngInfo()
     for key, value in facts.items():
         info.add_itxt(key, str(value))
-    temporary = path.with_name(path.name + ".part")
-    try:
+    return info
+
+
+def save_png(picture: Image.Image, path: Path, compress_level: int = 6, **facts: str | int) -> None:
+    """Write a PNG under a temporary name and rename it; ``facts`` become its text entries (prompt, seed, model)."""
+    info = png_facts(facts)
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info, compress_level=compress_level)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def save_grid(
+    pictures: Sequence[Image.Image], prompts: Sequence[str], path: Path, images_seen: int | None = None
+) -> None:
+    """Write pictures of one size, one for each prompt, as one PNG that carries the prompts (a list in JSON)."""
+    facts = {} if images_seen is None else {"images_seen": str(images_seen)}
+    save_png(
+        make_grid(pictures), path, compress_level=6, prompts=json.dumps(list(prompts), ensure_ascii=False), **facts
+    )
 
 
 def slug(prompt: str, length: int = 60) -> str:

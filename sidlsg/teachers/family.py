@@ -6,11 +6,11 @@ its own in a file of its own, named in ``families.py``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,18 @@ from sidlsg.files import Kinds
 from sidlsg.method.condition import Condition
 from sidlsg.method.denoiser import Denoiser
 from sidlsg.method.schedule import NoiseSchedule
+from sidlsg.teachers.identity import part_digest, recognised, schedule_digest, values_digest
 
 
 class PromptEncoder(ABC):
     """Prompts to what the network is conditioned on: ``tokens`` on the host, then ``encode`` on the model's device."""
 
-    empty: Condition  # ∅: what a dropped prompt becomes and guidance starts from, of one sample
     device: torch.device
+
+    @cached_property
+    def empty(self) -> Condition:
+        """∅, of one sample: what a dropped prompt becomes and guidance starts from. Encoded when it is first needed."""
+        return self([""])
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
         """B prompts -> a condition of B samples, float32; prompts that are too long are cut."""
@@ -103,6 +108,12 @@ class Family(ABC):
                 continue
             if part not in about.configs:
                 raise SidlsgError(f"{about.folder / part} has no config.json; fetch or copy the whole folder again")
+            if (quantised := about.configs[part].get("quantization_config")) is not None:
+                method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+                raise UsageError(
+                    f"the {part} of {about.source} is quantised ({method or 'quantization_config in its config.json'}), and "
+                    "sidlsg needs the weights themselves; give the model that it was made from"
+                )
             inside = about.configs[part].get("_class_name") or (about.configs[part].get("architectures") or [wanted])[0]
             if str(inside) != wanted and not (wanted.startswith("CLIP") and str(inside).startswith("CLIP")):
                 raise UsageError(
@@ -114,6 +125,10 @@ class Family(ABC):
 
     def check_teacher(self, about: Description) -> None:  # noqa: B027
         """Raise UsageError when the model can be sampled but is no teacher: one that was distilled already."""
+
+    def index_values(self, index: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a ``model_index.json`` that change what the model computes."""
+        return {}
 
     @abstractmethod
     def encoder(self, model: Model) -> PromptEncoder:
@@ -190,8 +205,17 @@ class Model:
         return self.family.encoder(self)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of every part as it was loaded, by name: two models with equal digests are one model."""
-        return {name: part_digest(part) for name, part in self.parts.items()}
+        """SHA-256 of every part as it was loaded, of the schedule and of what ``model_index.json`` says, by name: two models with
+        equal digests are one model."""
+        return {
+            **{name: part_digest(part) for name, part in self.parts.items()},
+            "scheduler": schedule_digest(self.schedule),
+            "model_index": values_digest({"family": self.family.name, **self.family.index_values(self.index)}),
+        }
+
+    def recognised(self, recorded: Mapping[str, str], today: Mapping[str, str]) -> dict[str, str]:
+        """``digests`` that were recorded, with ``today``'s in place of those that older versions gave to this model's parts."""
+        return recognised(recorded, today, self.parts)
 
     def denoiser(self, network: nn.Module | None = None, autocast: torch.dtype | None = None) -> Denoiser:
         """The model's network, or a copy of it, as eps(x_t, t, c)."""
@@ -201,27 +225,22 @@ class Model:
         """diffusers' own pipeline around this model's parts."""
         return self.family.stock_pipeline(self.parts, self.index, scheduler)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], by the VAE in float32 (some overflow in half).
-
-        A VAE that waits on another device comes to the latents' for the time of the call.
-        """
+    @contextmanager
+    def decoding(self, device: torch.device) -> Iterator[None]:
+        """Keep a VAE that waits on another device on ``device`` inside the block, so that several ``decode`` move it once."""
         home = next(self.vae.parameters()).device
+        if home == device:
+            yield
+            return
+        self.vae.to(device)
         try:
-            images = self.family.decode(self.vae.to(latents.device), latents.float())
+            yield
         finally:
             self.vae.to(home)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, H, W] -> images [B, 3, H', W'] in [0, 1], by the VAE in float32 (some overflow in half)."""
+        with self.decoding(latents.device):
+            images = self.family.decode(self.vae, latents.float())
         return (images / 2 + 0.5).clamp(0, 1)
-
-
-def part_digest(part: Any) -> str:
-    """SHA-256 over names, dtypes and bytes of a network's weights, or over a tokenizer's vocabulary."""
-    digest = hashlib.sha256()
-    if not isinstance(part, nn.Module):
-        digest.update(json.dumps([sorted(part.get_vocab().items()), part.model_max_length]).encode())
-        return digest.hexdigest()
-    for name, tensor in sorted(part.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

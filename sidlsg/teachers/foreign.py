@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from sidlsg.errors import UsageError
+
+# What the pictures of these would be compared with has few steps already. Words in names: of hub ids, folders, `_name_or_path`.
+FEW_STEP = re.compile(r"(?<![a-z])(turbo|lcm|lightning|hyper|dmd2?|schnell|pcm)(?![a-z])", re.IGNORECASE)
 
 # Ends of names that mean one file with a whole model.
 WHOLE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -64,3 +70,18 @@ def _weights(path: Path) -> list[str]:
             return list(file.keys())
     except Exception:  # pickles and damaged files: what they are is not looked into
         return []
+
+
+def few_step_word(name: str) -> str | None:
+    """The word in a model's name (of a hub id, the part behind the owner) that says that it was distilled already."""
+    found = FEW_STEP.search(name.rstrip("/").rpartition("/")[2])
+    return found[0] if found else None
+
+
+def refuse_few_step_name(name: str) -> None:
+    """Raise UsageError for a model of the hub that by its name was distilled already, before it is downloaded."""
+    if (word := few_step_word(name)) is not None:
+        raise UsageError(
+            f'{name} is a few-step model by its name ("{word}"): it was distilled already and is no teacher. Give the model it '
+            "was distilled from; if it is none, download it, and give it as a folder of another name"
+        )

@@ -143,16 +143,29 @@ def _load_part(folder: Path, kind: str, device: torch.device, dtype: torch.dtype
         if not network:
             return loaded
         module, info = loaded
-        _complete(folder, info)
-        return module.to(device).eval().requires_grad_(False)
+        _complete(folder, info, name)
+        module = module.to(device).eval().requires_grad_(False)
+        if device.type == "cpu":
+            _detach_from_files(module)
+        return module
     except (torch.cuda.OutOfMemoryError, SidlsgError):
         raise
+    except ImportError as error:
+        raise SidlsgError(
+            f"{folder} cannot be loaded without a library that is not installed: {sentence(error)}"
+        ) from error
     except Exception as error:  # each library raises its own types; all mean the same to the user
         if network and (missing := _not_there(folder, cls)):
             raise _foreign(folder, missing) from None
         raise SidlsgError(
             f"{folder} cannot be loaded: {sentence(error)} If the file is corrupt or cut short, fetch or copy it again."
         ) from error
+
+
+def _detach_from_files(module: nn.Module) -> None:
+    """Copy each weight: on the CPU safetensors gives maps of files, which other programs may write to while a run goes on."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 # Precisions that model repositories keep beside the plain files, in the order of preference when there are no plain ones.
@@ -178,13 +191,18 @@ def _variant(folder: Path) -> str | None:
     return next((variant for variant in VARIANTS if found[variant]), None)
 
 
-def _complete(folder: Path, info: dict[str, Any]) -> None:
-    """Raise UsageError when a library filled weights in, or had no place for some."""
+# Weights of the rest of CLIP, beside its text encoder in files of tools that save both, and the numbers 0, 1, 2, ... of the
+# positions, which newer code computes.
+BESIDE_TEXT = re.compile(r"logit_scale|(text|visual)_projection\.weight|vision_model\..+|(.+\.)?position_ids")
+
+
+def _complete(folder: Path, info: dict[str, Any], kind: str) -> None:
+    """Raise UsageError when a library filled weights in, or had no place for some in a network of class ``kind``."""
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise _foreign(folder, missing)
-    # Older CLIP files carry the numbers 0, 1, 2, ... of the positions, which newer code computes.
-    unexpected = sorted(key for key in info.get("unexpected_keys", ()) if not key.endswith("position_ids"))
+    known = BESIDE_TEXT if kind.startswith("CLIPText") else None
+    unexpected = sorted(key for key in info.get("unexpected_keys", ()) if not (known and known.fullmatch(key)))
     if unexpected:
         raise UsageError(
             f"{folder} holds {len(unexpected)} weights that its network has no place for, for instance {unexpected[0]}"

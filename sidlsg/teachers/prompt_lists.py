@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
 from sidlsg.data import in_cache
 from sidlsg.errors import SidlsgError, UsageError, nearest
+from sidlsg.files import replacing
 from sidlsg.paths import user_path
 from sidlsg.teachers.hub import download_file
 from sidlsg.teachers.registry import registry
@@ -61,14 +63,8 @@ def _download_prompt_list(name: str, target: Path) -> None:
                     source = tar.extractfile(member) if Path(member.name).name == PROMPT_LISTS[name] else None
                     if source is not None:
                         target.parent.mkdir(parents=True, exist_ok=True)
-                        temporary = target.with_suffix(f".{os.getpid()}.part")  # several processes may download at once
-                        try:
-                            with temporary.open("wb") as file:
-                                while block := source.read(1 << 20):
-                                    file.write(block)
-                            temporary.replace(target)
-                        finally:
-                            temporary.unlink(missing_ok=True)
+                        with replacing(target) as temporary, temporary.open("wb") as file:
+                            shutil.copyfileobj(source, file, 1 << 20)
                         return
     except Exception as error:  # the hub client raises many unrelated types for "no network"
         raise SidlsgError(f"cannot download the prompt list {name} ({type(error).__name__}); {help_text}") from error

@@ -26,6 +26,7 @@ class Entry:
     repositories: tuple[str, ...] = ()
     prompts: Path | None = None
     grid_prompts: Path | None = None
+    grid: Path | None = None
     architecture: str | None = None
     licence: str | None = None
 
@@ -35,7 +36,7 @@ def registry() -> dict[str, Entry]:
     raw: dict[str, dict[str, Any]] = read_table("teachers/models.yaml")
     entries = {}
     for name, values in raw.items():
-        for key in ("folder", "prompts", "grid_prompts"):
+        for key in ("folder", "prompts", "grid_prompts", "grid"):
             if key in values:
                 values[key] = PACKAGE / values[key]
         values["repositories"] = tuple(values.get("repositories", ()))

@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-from sidlsg.errors import UsageError
+from sidlsg.errors import UsageError, sentence
 from sidlsg.files import Kinds
 from sidlsg.method.schedule import NoiseSchedule
 
 # Schedulers over the discrete DDPM process; others (flow matching, EDM, consistency models) are another process.
 DDPM_CLASSES = (
     "DDPM",
+    "DDPMParallel",
     "DDIM",
+    "DDIMParallel",
     "PNDM",
     "LMSDiscrete",
     "EulerDiscrete",
@@ -23,6 +25,8 @@ DDPM_CLASSES = (
     "KDPM2AncestralDiscrete",
     "DPMSolverMultistep",
     "DPMSolverSinglestep",
+    "DPMSolverSDE",
+    "SASolver",
     "DEISMultistep",
     "UniPCMultistep",
     "LCM",
@@ -70,7 +74,7 @@ def ddpm_schedule(config: dict[str, Any]) -> NoiseSchedule:
     try:
         scheduler = DDPMScheduler(**given)
     except Exception as error:  # an unknown beta_schedule, betas that are no numbers
-        raise UsageError(f"the betas in the model's scheduler_config.json cannot be used: {error}") from None
+        raise UsageError(f"the betas in the model's scheduler_config.json cannot be used: {sentence(error)}") from None
     # The float64 betas are recomputed for the two closed forms: diffusers keeps them in float32.
     betas = scheduler.betas.double()
     if "trained_betas" not in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ class StableDiffusionXL(UnetFamily):
         return network(x_t, t, c["text"], added_cond_kwargs=added).sample
 
     def pipeline_options(self, index: Mapping[str, Any]) -> dict[str, Any]:
-        return {"force_zeros_for_empty_prompt": _zeros_for_empty(index), "add_watermarker": False}
+        return {**self.index_values(index), "add_watermarker": False}
+
+    def index_values(self, index: Mapping[str, Any]) -> dict[str, Any]:
+        return {"force_zeros_for_empty_prompt": _zeros_for_empty(index)}
 
     def example_condition(self, network: Any, count: int, tokens: int = 77) -> Condition:
         config, device = network.config, next(network.parameters()).device
@@ -95,10 +99,15 @@ class Encoder(PromptEncoder):
         height, width = (factor * side for side in model.latent_shape[1:])
         # Original size, top left corner of the crop, target size: a whole picture of the model's own resolution.
         self.time_ids = torch.tensor([[height, width, 0, 0, height, width]])
-        self.empty = self([""])
-        if _zeros_for_empty(model.index):
-            zeros = {name: torch.zeros_like(self.empty[name]) for name in ("text", "pooled")}
-            self.empty = Condition({**self.empty.tensors, **zeros})
+        self.zeros_for_empty = _zeros_for_empty(model.index)
+
+    @cached_property
+    def empty(self) -> Condition:
+        encoded = self([""])
+        if not self.zeros_for_empty:
+            return encoded
+        zeros = {name: torch.zeros_like(encoded[name]) for name in ("text", "pooled")}
+        return Condition({**encoded.tensors, **zeros})
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         ids = {name: tokens(self.parts[name], prompts) for name in ("tokenizer", "tokenizer_2")}

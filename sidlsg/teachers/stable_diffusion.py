@@ -62,7 +62,6 @@ class Encoder(PromptEncoder):
     def __init__(self, model: Model) -> None:
         self.tokenizer, self.text_encoder = model.parts["tokenizer"], model.parts["text_encoder"]
         self.device = next(self.text_encoder.parameters()).device
-        self.empty = self([""])
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"tokenizer": tokens(self.tokenizer, prompts)}

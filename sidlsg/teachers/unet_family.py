@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +13,10 @@ from sidlsg.errors import UsageError
 from sidlsg.files import Kinds
 from sidlsg.method.schedule import NoiseSchedule
 from sidlsg.teachers.family import Description, Family
+from sidlsg.teachers.foreign import few_step_word
 from sidlsg.teachers.schedules import KINDS, PUBLISHED, compare, ddpm_schedule
 from sidlsg.teachers.text import fit_tokenizer
 
-# What the pictures of these would be compared with has few steps already. Words in names: of hub ids, folders, `_name_or_path`.
-FEW_STEP = re.compile(r"(?<![a-z])(turbo|lcm|lightning|hyper|dmd2?|schnell|pcm)(?![a-z])", re.IGNORECASE)
 SCALING_FACTOR = 0.18215  # what diffusers fills in
 EXTRA_CHANNELS = {
     9: "an inpainting model",
@@ -135,9 +133,7 @@ class UnetFamily(Family):
             about.source,
             *(config.get("_name_or_path") or "" for config in (about.index, *about.configs.values())),
         ]
-        named = next(
-            (found[0] for name in names if (found := FEW_STEP.search(name.rstrip("/").rpartition("/")[2]))), None
-        )
+        named = next(filter(None, map(few_step_word, names)), None)
         kind = about.scheduler.get("_class_name", "")
         why = None
         if kind in ("LCMScheduler", "TCDScheduler"):

@@ -19,7 +19,8 @@ from sidlsg.method import draws
 from sidlsg.method.algorithm import Batch, Networks, update_fake_score, update_generator
 from sidlsg.method.ema import Ema, ema_decay
 from sidlsg.method.generator import OneStepGenerator
-from sidlsg.method.optim import FullAdam, LeanAdam, decayed_lr
+from sidlsg.method.optim import FullAdam, LeanAdam
+from sidlsg.method.rate import decayed_lr
 from sidlsg.method.times import UniformTimes
 from sidlsg.method.update import NetworkUpdate, Stats
 from sidlsg.teachers.family import Model, PromptEncoder
@@ -207,6 +208,12 @@ class Engine:
     def averaged(self) -> Iterator[None]:
         """The generator carries its averaged weights inside the block, where there is an average."""
         with self.ema.swapped_in() if self.ema else nullcontext():
+            yield
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside the block the generator carries its averaged weights, and the VAE is on the networks' device."""
+        with self.averaged(), self.teacher.decoding(self.encode.device):
             yield
 
 

@@ -7,26 +7,32 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
-from rich.text import Text
 
 from sidlsg import distributed
 from sidlsg.config import Config
 from sidlsg.errors import SidlsgError, UsageError
-from sidlsg.evaluation.protocol import get_protocol
+from sidlsg.evaluation.protocol import RUN, get_protocol
+from sidlsg.evaluation.weights import file_sha256
 from sidlsg.formats import duration
 from sidlsg.paths import user_path
-from sidlsg.planning.gpus import Gpu, get_gpu, known_gpu, preset_for
-from sidlsg.planning.plan import misfit, plan, processes_note, sheet
+from sidlsg.planning.gpus import Gpu, get_gpu, preset_for
+from sidlsg.planning.here import gpu_here
+from sidlsg.planning.plan import long_run_note, misfit, plan, processes_note, room_note, sheet, speed
 from sidlsg.planning.recognise import Recognised, recognise
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.folder import RunFolder, default_name, settled
 from sidlsg.settings import make_config
 from sidlsg.sheet import Sheet
+from sidlsg.teachers.foreign import refuse_few_step_name
 from sidlsg.teachers.prompt_lists import prompt_path
 from sidlsg.teachers.registry import Location, at_hand, locate, registry
+from sidlsg.terminal import Paragraph
+
+if TYPE_CHECKING:
+    from sidlsg.teachers.family import Description
 
 DEFAULT_PRESET, DEFAULT_TEACHER = "cpu", "emoji"
 
@@ -67,7 +73,7 @@ class Job:
 
     def plan(self, whole: bool = False) -> RenderableType:
         """The lines that matter, in groups, or the ``whole`` plan with every setting; to be printed with ``soft_wrap=True``."""
-        notes = [Text.assemble(("note: ", "yellow"), note) for note in self.notes]
+        notes = [Paragraph(("note: ", "yellow"), note) for note in self.notes]
         return Group(sheet(self.lines, self.config, whole), *([""] if notes else []), *notes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,7 +97,8 @@ def prepare(
     """Settle the configuration, find teacher and prompts, and foresee the cost. Loads no network.
 
     Args:
-        preset: name or file; None is ``cpu`` for the embedded teacher, else the bf16 preset of this machine's GPU.
+        preset: name or file; None is ``cpu`` for the embedded teacher, else the bf16 preset of the GPU that ``settings`` names,
+            or of this machine's.
         settings: fields of ``Config`` that beat the preset.
         out: run folder; None is one below ``runs/``, the same for the same settings.
         dry_run: nothing is downloaded, and the plan is for the preset's hardware instead of this machine.
@@ -100,8 +107,7 @@ def prepare(
     """
     settings = settings or {}
     if preset is None:
-        teacher = settings.get("teacher", DEFAULT_TEACHER)
-        preset = DEFAULT_PRESET if teacher == DEFAULT_TEACHER else preset_here(teacher)
+        preset = chosen_preset(settings.get("teacher", DEFAULT_TEACHER), settings.get("gpu"))
     config = settled(make_config(preset, settings))
     place = locate(config.teacher)
     folder = RunFolder(user_path(out) if out is not None else Path("runs") / default_name(config, preset))
@@ -109,12 +115,18 @@ def prepare(
         folder.check(config)
     get_protocol(config.eval_protocol)
     launched = distributed.launched()
-    notes = (place.note, about_teacher(place, config), about_scores(place, config))
+    check_scores(place, config)
+    notes: tuple[str | None, ...] = (place.note, about_teacher(place, config), about_scores(config))
     path, to_download = prompt_path(config.prompts, download=not dry_run)
     gpu = plan_gpu(config, dry_run)
     found = recognise(place, config.attention if gpu is not None else None)
     processes = launched.world if launched.by_torchrun or not dry_run else config.processes
-    planned = replace(config, processes=processes)
+    planned, size = replace(config, processes=processes), found.footprint if found else None
+    notes += (
+        processes_note(config, processes),
+        long_run_note(config, speed(config, size, gpu, processes)),
+        None if dry_run else room_note(config, size, folder.path),
+    )
     return Job(
         config=config,
         preset=preset,
@@ -125,8 +137,8 @@ def prepare(
         processes=processes,
         gpu=gpu,
         footprint=found,
-        problem=None if gpu is None else misfit(planned, found.footprint if found else None, gpu),
-        notes=tuple(filter(None, (*notes, processes_note(config, processes)))),
+        problem=None if gpu is None else misfit(planned, size, gpu),
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -137,20 +149,9 @@ def about_teacher(place: Location, config: Config) -> str | None:
     """
     if place.entry is not None and place.entry.folder is not None:
         return None
-    folder = at_hand(place)
-    if folder is None:
+    about = described(place)
+    if about is None:
         return None
-    from sidlsg.teachers.loading import check_teacher, describe
-
-    try:
-        about = describe(folder, config.teacher)
-    except UsageError:
-        raise
-    except SidlsgError:
-        if place.folder is None:  # a snapshot in part; what it lacks is still to be downloaded
-            return None
-        raise
-    check_teacher(about)
     schedule, last = about.family.schedule(about.scheduler), max(config.t_init, config.t_max)
     if last >= len(schedule):
         raise UsageError(
@@ -160,14 +161,60 @@ def about_teacher(place: Location, config: Config) -> str | None:
     return about.family.unusual_schedule(schedule, config.t_init)
 
 
-def about_scores(place: Location, config: Config) -> str | None:
-    """What to tell the user of scores that say nothing about this teacher; None when there are no such ones."""
-    embedded, home = get_protocol(config.eval_protocol).prompts == "emoji-bench", registry()[DEFAULT_TEACHER].folder
-    if config.eval_every is None or not embedded or place.folder == home:
+def check_scores(place: Location, config: Config) -> None:
+    """Raise UsageError for scores that say nothing about this teacher: those of the embedded benchmark, of any but ``emoji``."""
+    embedded = get_protocol(config.eval_protocol).prompts == "emoji-bench"
+    if config.eval_every is None or not embedded or is_emoji(place):
+        return
+    raise UsageError(
+        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji, which says nothing "
+        f"about {place.name}. Compare with images that the teacher itself draws: --set eval_protocol=teacher (needs no real "
+        "pictures); or with real ones: --set eval_protocol=gigagan --set eval_reference=FILE of `sidlsg eval stats`; or leave "
+        "--eval-every out (--set eval_every=null, where the preset has it)"
+    )
+
+
+def is_emoji(place: Location) -> bool:
+    """Whether a teacher is the embedded one, or a copy of it with the same network."""
+    home, folder = registry()[DEFAULT_TEACHER].folder, at_hand(place)
+    if home is None or folder is None or folder == home:
+        return folder == home
+    network = "unet/diffusion_pytorch_model.safetensors"
+    mine, theirs = folder / network, home / network
+    same = mine.is_file() and mine.stat().st_size == theirs.stat().st_size
+    return same and file_sha256(mine) == file_sha256(theirs)
+
+
+def described(place: Location) -> Description | None:
+    """What the configurations of a teacher say, checked; None when it is not on this machine.
+
+    Raises UsageError for what is no teacher, which the name of a model of the hub may say already.
+    """
+    folder = at_hand(place)
+    if folder is None:
+        refuse_few_step_name(place.name)
+        return None
+    from sidlsg.teachers.loading import check_teacher, describe
+
+    try:
+        about = describe(folder, place.name)
+    except UsageError:
+        raise
+    except SidlsgError:
+        if place.folder is None:  # a snapshot in part; what it lacks is still to be downloaded
+            return None
+        raise
+    check_teacher(about)
+    return about
+
+
+def about_scores(config: Config) -> str | None:
+    """What scoring does before the run begins; None when that is nothing."""
+    if config.eval_every is None or get_protocol(config.eval_protocol).prompts != RUN:
         return None
     return (
-        f"eval_every scores by the protocol {config.eval_protocol}, whose captions and pictures are emoji: that says little "
-        f"about {place.name}. Give eval_protocol: gigagan and an eval_reference (`sidlsg eval stats`), or leave eval_every out"
+        f"before the run the teacher draws {config.eval_images:,} images of its prompts, with which the student's are compared; "
+        "they are kept in the cache, for every run of this teacher and these prompts"
     )
 
 
@@ -226,7 +273,7 @@ def summary(folder: RunFolder, teacher: str) -> RenderableType:
     if not folder.report.is_file():
         return shown
     return Group(
-        shown, Text.assemble("\nOpen ", (str(folder.report), "bold"), " in a browser: it shows whether this works.")
+        shown, Paragraph("\nOpen ", (str(folder.report), "bold"), " in a browser: it shows whether this works.")
     )
 
 
@@ -254,19 +301,24 @@ def outcome(folder: RunFolder) -> dict[str, str]:
     return found
 
 
-def preset_here(teacher: str) -> str:
-    """The bf16 preset for the GPU of this machine; raises UsageError where there is none that can run it."""
-    try:
-        import torch
+def chosen_preset(teacher: str, gpu: str | None) -> str:
+    """Choose the preset of a run that names none: ``cpu`` for the embedded teacher, else by memory of the GPU named, or here.
 
-        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    except ImportError:
-        able = False
-    if not able:
-        raise UsageError(f"--teacher {teacher} needs a --preset (no GPU with bf16 here); see: sidlsg presets list")
-    found = recognise(locate(teacher))
-    architecture = found.footprint.name if found else "sd15"
-    return preset_for(torch.cuda.get_device_properties(0).total_memory / 2**30, architecture)
+    Raises UsageError for a teacher that is none, an unknown GPU, where there is no GPU, and where no preset fits.
+    """
+    place = locate(teacher)
+    if teacher == DEFAULT_TEACHER:
+        return DEFAULT_PRESET
+    if place.entry is None or place.entry.folder is None:
+        described(place)
+    card = get_gpu(gpu) if gpu else gpu_here()
+    if card is None:
+        raise UsageError(
+            f"--teacher {teacher} needs a --preset or a --gpu, for PyTorch sees no GPU here (sidlsg doctor says why): for "
+            "instance --gpu 4090 --dry-run. What there is: sidlsg presets list"
+        )
+    found = recognise(place)
+    return preset_for(card.memory, found.footprint.name if found else "sd15")
 
 
 def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
@@ -282,11 +334,4 @@ def plan_gpu(config: Config, dry_run: bool) -> Gpu | None:
     device = pick_device(config.device, distributed.launched().local_rank)
     if device.type != "cuda":
         return None
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    total = properties.total_memory / 2**30
-    row = known_gpu(properties.name, total) or Gpu(
-        "", properties.name, total, dict.fromkeys(("16", "tf32", "fp32"), 0.0), {}
-    )
-    return replace(row, name=properties.name, memory=total)
+    return gpu_here(device.index or 0)

@@ -18,7 +18,7 @@ from sidlsg.planning.cost import forward_equivalents
 from sidlsg.runs.folder import RunFolder, read_metrics
 from sidlsg.runs.scores import Line, is_best
 from sidlsg.sampling.draw import DEFAULT_STEPS, draw, seed_noise
-from sidlsg.sampling.pictures import make_grid, save_png, to_pil
+from sidlsg.sampling.pictures import save_grid, to_pil
 from sidlsg.teachers.student import save_student
 from sidlsg.training.engine import Engine
 from sidlsg.training.mirror import Mirror
@@ -28,7 +28,7 @@ from sidlsg.version import __version__
 # Figure 2 of the paper: 0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4 and 5 million images of a 5M run.
 GRID_SHARES = (0, 0.004, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
 
-TEACHER_GRID_SHARE = 0.02  # of the network passes of a run
+TEACHER_GRID_SHARE = 0.1  # of the network passes of a run; 16 pictures cost as much as training on about 42 images
 
 
 def grid_places(images: int, batch: int) -> list[int]:
@@ -47,12 +47,12 @@ def draw_grid(engine: Engine, prompts: Sequence[str], images_seen: int, path: Pa
     """Sample fixed prompts with fixed noise (picture i has seed i) by the averaged generator."""
     micro, pictures = engine.config.micro_batch, []
     z = seed_noise(list(range(len(prompts))), engine.teacher.latent_shape)
-    with engine.averaged():
+    with engine.drawing():
         for first in range(0, len(prompts), micro):
             part = slice(first, first + micro)
             pictures += to_pil(draw_pictures(engine, z[part], prompts[part]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(make_grid(pictures), path, prompts=" | ".join(prompts), images_seen=images_seen)
+    save_grid(pictures, prompts, path, images_seen=images_seen)
 
 
 def teacher_grid_is_cheap(config: Config, pictures: int) -> bool:
@@ -67,10 +67,11 @@ def draw_teacher_grid(engine: Engine, prompts: Sequence[str], path: Path) -> Non
     Guidance doubles a batch, so half as many pictures at once as in training take no more memory.
     """
     model, dtype, batch = engine.teacher, engine.nets.teacher.autocast, max(1, engine.config.micro_batch // 2)
-    with torch.autocast(next(model.network.parameters()).device.type, dtype, enabled=dtype is not None):
+    device = engine.encode.device
+    with model.decoding(device), torch.autocast(device.type, dtype, enabled=dtype is not None):
         pictures = list(draw(model, prompts, range(len(prompts)), batch=batch))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(make_grid(pictures), path, prompts=" | ".join(prompts))
+    save_grid(pictures, prompts, path)
 
 
 def write_student(
@@ -168,7 +169,7 @@ class Outputs:
             return draw_pictures(self.engine, z, prompts)
 
         shape = self.engine.teacher.latent_shape
-        self.spare("scores of this place", lambda: found.update(tracker(draw, self.engine.averaged, shape, tick)))
+        self.spare("scores of this place", lambda: found.update(tracker(draw, self.engine.drawing, shape, tick)))
         if not (self.main and found):
             return
         line = {"images_seen": images_seen} | tracker.about | found

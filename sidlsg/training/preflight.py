@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sidlsg.errors import SidlsgError
+from sidlsg.errors import SidlsgError, UsageError, sentence
 from sidlsg.method import draws
 from sidlsg.method.algorithm import generator_losses
 from sidlsg.method.guidance import Guidance
@@ -25,6 +25,17 @@ EXACT_ZERO, HALF_ZERO = 1e-4, 0.02
 # How far the gradient through attention may be from plain attention's, as a share of it. On the embedded teacher an honest kernel
 # is within 1e-6 in fp32 and 0.02 in bf16, one that loses half its gradient is off by 0.3 to 0.5.
 EXACT_GAP, HALF_GAP = 0.01, 0.2
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small for ``device``; raises UsageError, saying what to do, where ``torch.compile`` does not work."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # of the compiler, of Triton or of inductor, each of its own type
+        raise UsageError(
+            f"compile is on, but torch.compile does not work here: {sentence(error)} Install a C compiler and Python's headers "
+            "(on Debian and Ubuntu: apt install build-essential python3-dev), or give --set compile=false"
+        ) from error
 
 
 def norm(gradient: Iterable[Tensor]) -> float:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from sidlsg import distributed
 from sidlsg.config import Config
+from sidlsg.devices import release
 from sidlsg.distributed import Processes
 from sidlsg.errors import SidlsgError, UsageError, reason
-from sidlsg.evaluation.comparable import Made, deviations, fixed_by
-from sidlsg.evaluation.protocol import Protocol, get_protocol
-from sidlsg.evaluation.reference import BENCH, load_reference
+from sidlsg.evaluation.comparable import Made, said_of
+from sidlsg.evaluation.progress import Bars
+from sidlsg.evaluation.protocol import RUN, Protocol, get_protocol
+from sidlsg.evaluation.reference import BENCH, Reference, load_reference
 from sidlsg.evaluation.weights import file_sha256, find_weights
+from sidlsg.files import replacing
 from sidlsg.plotting import figure
 from sidlsg.prompts import PromptFile
 from sidlsg.runs.scores import Line, comparable, score
@@ -45,40 +49,76 @@ class Tracker:
 
     The processes share the drawing and encoding; the main one computes the scores.
 
+    Args:
+        prompts: of the run, of which the teacher draws images by the protocol ``teacher``; others need none.
+
     ``warnings`` says why the scores are not comparable with published ones. Raises UsageError or SidlsgError, before the run
     starts, when the reference or a weights file is missing, or ``eval_images`` is more than the protocol has captions.
     """
 
-    def __init__(self, config: Config, device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        processes: Processes,
+        prompts: PromptFile | None = None,
+        console: Console | None = None,
+    ) -> None:
         # open_clip and torch-fidelity take seconds to import: only a run that scores waits for them.
-        from sidlsg.evaluation.scorer import Scorer, bench_reference
+        from sidlsg.evaluation.scorer import Scorer
 
         self.protocol: Protocol = get_protocol(config.eval_protocol)
         self.processes, self.batch, self.device = processes, config.micro_batch, device
-        embedded = self.protocol.prompts == "emoji-bench"
-        if config.eval_reference is None and not embedded:
+        self.pictures = config.eval_images
+        own = self.protocol.prompts in ("emoji-bench", RUN)
+        if config.eval_reference is None and not own:
             raise UsageError(
                 f"scoring by the protocol {self.protocol.name} while training needs eval_reference: a file of "
-                "`sidlsg eval stats`; for the emoji teacher, use eval_protocol: embedded"
+                "`sidlsg eval stats`; without real pictures, use eval_protocol: teacher"
             )
         self.scorer = Scorer(self.protocol, device)
-        if embedded:
-            captions: Sequence[str] = PromptFile(BENCH / "captions.txt")
-            self.reference = bench_reference(self.scorer)
-        else:
-            path = find_weights(self.protocol.prompts)
-            assert path is not None and config.eval_reference is not None
-            captions = PromptFile(path)
-            self.reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
-        if config.eval_images > len(captions):
-            raise UsageError(
-                f"eval_images is {config.eval_images:,}, but the protocol {self.protocol.name} has {len(captions):,} captions"
-            )
-        self.captions, self.pictures = list(captions), config.eval_images
-        self.compared = reference_name(config, self.protocol)
-        made = Made(self.pictures, reference=self.reference.moments.count, weights=self.scorer.weights)
-        self.warnings = deviations(made, fixed_by(self.protocol), self.protocol.name) if processes.main else []
         self.scorer.to(torch.device("cpu"))  # ViT-g-14 alone is 5 GiB, which training needs
+        self.compared = reference_name(config, self.protocol)
+        self.captions, self.reference = self.inputs(config, prompts, Bars(console or Console(quiet=True)))
+        if self.pictures > len(self.captions):
+            raise UsageError(
+                f"eval_images is {self.pictures:,}, but the protocol {self.protocol.name} has {len(self.captions):,} captions"
+            )
+        self.warnings = self.deviations() if processes.main else []
+
+    def inputs(self, config: Config, prompts: PromptFile | None, bars: Bars) -> tuple[list[str], Reference | None]:
+        """The captions, and what the images of the student are compared with (which only the main process needs)."""
+        from sidlsg.evaluation.scorer import bench_reference
+        from sidlsg.evaluation.scoring import encode_folder
+        from sidlsg.evaluation.teacher_images import chosen_prompts, draw_teacher
+
+        if self.protocol.prompts == RUN:
+            assert prompts is not None
+            with bars:
+                drawn = draw_teacher(
+                    config, prompts, self.pictures, self.device, self.processes, config.micro_batch, bars
+                )
+                self.compared = drawn.path.parent.name[:16]
+                release(self.device)
+                captions, reference = chosen_prompts(prompts, self.pictures), None
+                if self.processes.main:
+                    with self.judging() as scorer:
+                        reference = encode_folder(scorer, drawn, bars)
+                distributed.barrier()
+                return captions, reference
+        if self.protocol.prompts == "emoji-bench":
+            with self.judging() as scorer:
+                return list(PromptFile(BENCH / "captions.txt")), bench_reference(scorer)
+        path = find_weights(self.protocol.prompts)
+        assert path is not None and config.eval_reference is not None
+        reference = load_reference(Path(config.eval_reference), self.protocol, self.scorer.feature_weights)
+        return list(PromptFile(path)), reference
+
+    def deviations(self) -> list[str]:
+        """In what the scores deviate from those that are published for the protocol."""
+        assert self.reference is not None
+        count, names = self.reference.moments.count, self.reference.names
+        return said_of(self.protocol, Made(self.pictures, {}, count, self.scorer.weights, names))
 
     @property
     def about(self) -> dict[str, Any]:
@@ -182,8 +222,7 @@ def draw_curves(scores: Sequence[Line], path: Path, distance: str) -> None:
     lines = [line for line in comparable(scores) if line["images_seen"] > 0]
     if not lines:
         return
-    temporary = path.with_suffix(".part.png")
-    with figure(9, 3.6) as made:
+    with figure(9, 3.6) as made, replacing(path) as temporary:
         for axes, name, colour in zip(
             made.subplots(1, 2), (distance, "CLIP score"), ("tab:blue", "tab:orange"), strict=True
         ):
@@ -194,5 +233,4 @@ def draw_curves(scores: Sequence[Line], path: Path, distance: str) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour)
             axes.set(xscale="log", yscale="linear" if key == "clip" else "log", xlabel="images seen", ylabel=name)
             axes.grid(True, which="both", alpha=0.3)
-        made.savefig(temporary, dpi=110)
-    temporary.replace(path)
+        made.savefig(temporary, dpi=110, format="png")

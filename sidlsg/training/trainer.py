@@ -27,6 +27,7 @@ from sidlsg.prompts import PromptFile
 from sidlsg.runs.checkpoints import Checkpoints
 from sidlsg.runs.folder import MOVABLE, RunFolder, defining
 from sidlsg.runs.scores import comparable
+from sidlsg.teachers.family import Model
 from sidlsg.teachers.loading import load_model
 from sidlsg.terminal import say
 from sidlsg.training.due import Clock, Due
@@ -44,8 +45,9 @@ from sidlsg.training.log import RunLog, now
 from sidlsg.training.mirror import Mirror, check_tracker
 from sidlsg.training.outputs import Outputs, grid_places, write_student
 from sidlsg.training.prefetch import Prefetch
-from sidlsg.training.preflight import preflight
+from sidlsg.training.preflight import check_compiler, preflight
 from sidlsg.training.progress import FP16_NOTE, NOTE, RunProgress
+from sidlsg.training.session import session
 from sidlsg.training.signals import Interrupted, StoppableBatch, stop_signals
 from sidlsg.training.tracking import Tracker, score_places
 from sidlsg.version import __version__
@@ -75,11 +77,14 @@ class Trainer:
         self.tried: tuple[int, bool] | None = None  # ... of the last one that was begun
         self.stop = threading.Event()
         # Before the networks are loaded: a missing reference or weights file is worth nothing later.
-        self.tracker = Tracker(config, self.device, self.processes) if config.eval_every else None
+        scored = config.eval_every is not None
+        self.tracker = Tracker(config, self.device, self.processes, prompts, self.console) if scored else None
         check_tracker(config.tracker)
+        if config.compile:
+            check_compiler(self.device)
         teacher = load_model(config.teacher, self.device, stored_dtype(config), teacher=True)
         self.teacher_sha256 = teacher.digests()
-        self.check_inputs()
+        self.check_inputs(teacher)
         self.engine = Engine.build(config, teacher, self.device)
         self.memory, self.machine = PeakMemory(self.device), machine(self.device)
         self.order = draws.PromptOrder(len(prompts), config.seed)
@@ -102,7 +107,7 @@ class Trainer:
                 f"not every process sees the run folder {self.folder.path}; it must be on a disk that all of them share"
             )
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, teacher: Model) -> None:
         """Raise UsageError when teacher or prompts are not those of the run in this folder; say so when they are elsewhere."""
         state = self.folder.recorded()
         if self.foreign({"prompts_sha256": state.get("prompts_sha256")}):
@@ -110,7 +115,7 @@ class Trainer:
                 f"{self.prompts.path} is not the prompt file this run was started with (its content is another); put the old "
                 "one back, or give another --out to start a new run"
             )
-        known = state.get("teacher_sha256", self.teacher_sha256)
+        known = teacher.recognised(state.get("teacher_sha256", self.teacher_sha256), self.teacher_sha256)
         if other := [name for name, sha in self.teacher_sha256.items() if known.get(name) != sha]:
             raise UsageError(
                 f"the {', '.join(other)} of {self.config.teacher} is not what this run was started with; put the old teacher "
@@ -247,9 +252,12 @@ class Trainer:
         resumed = self.begin(progress)
         begun = self.images_seen
         mirrored = self.config if self.processes.main else replace(self.config, tracker="none")
-        self.outputs.mirror = Mirror(mirrored, self.folder, begun, lambda text: self.say(text, "warning: "))
+        self.outputs.mirror = Mirror(mirrored, self.folder, begun, self.warn)
         try:
-            with closing(self.outputs.mirror):
+            with (
+                closing(self.outputs.mirror),
+                session(self.folder, lambda: self.images_seen, self.device, self.processes, self.warn),
+            ):
                 self.show_place(progress, resumed)
                 self.train(progress)
                 if self.processes.main:
@@ -290,6 +298,9 @@ class Trainer:
         if self.config.precision == "fp16":
             self.say(FP16_NOTE, "warning: ")
         return resumed
+
+    def warn(self, text: str) -> None:
+        self.say(text, "warning: ")
 
     def say(self, text: str, label: str = "") -> None:
         """Print a line, and put it into log.txt."""

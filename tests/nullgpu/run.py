@@ -104,6 +104,7 @@ def spare_the_host() -> None:
     safetensors.torch.save_file = checkpoints.save_file = empty_file  # type: ignore[assignment]
     transformers.modeling_utils.safe_save_file = empty_file
     student.name_text_weights = lambda path: None  # type: ignore[assignment]
+    student.read_back = lambda written, parts, folder: None  # type: ignore[assignment]
 
 
 class NoKernel:
@@ -152,8 +153,9 @@ def make_tracker(config: Config, device: torch.device) -> Tracker:
         patch.multiple(
             tracking,
             find_weights=lambda name: name,
+            file_sha256=lambda path: "0" * 64,
             PromptFile=lambda path: [f"a cat {i}" for i in range(scorer.BATCH)],
-            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0)),
+            load_reference=lambda *_: SimpleNamespace(moments=SimpleNamespace(count=0), names=""),
         ),
     ):
         return Tracker(config, device, Processes())
@@ -167,7 +169,7 @@ def score(engine: Engine, tracker: Tracker) -> None:
         return {}
 
     with patch.object(tracker.scorer, "score", captions_only):
-        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.averaged, engine.teacher.latent_shape)
+        tracker(lambda z, prompts: draw_pictures(engine, z, prompts), engine.drawing, engine.teacher.latent_shape)
 
 
 def step_without_values(scheduler: Any, eps: Tensor, t: Tensor, x_t: Tensor, **_: Any) -> tuple[Tensor]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from sidlsg.evaluation import networks
 from sidlsg.evaluation.protocol import Protocol, protocols
 from sidlsg.evaluation.scorer import BATCH, Scorer
-from sidlsg.planning.counting import allocated, fullest
+from sidlsg.planning.counting import _Live, allocated
 from sidlsg.planning.footprint import GIB
 
 
@@ -42,6 +42,13 @@ def random_weights(device: torch.device) -> Iterator[None]:
         patch.object(networks.FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None),
     ):
         yield
+
+
+def fullest(run: Callable[[], Any]) -> int:
+    """Bytes at the fullest moment of what runs without gradient on the meta device."""
+    with _Live() as live, torch.no_grad():
+        run()
+    return max(live.at)
 
 
 def count(protocol: Protocol) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
@@ -14,15 +15,17 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+import typer.main
 from filelock import FileLock
 
 from sidlsg import cli, data
+from sidlsg.evaluation import networks
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.scorer import Scorer, bench_reference
 from support.runs import TWO, config_for, trainer, write_prompts
 from support.scoring import TINY_CLIP
 from support.terminal import sidlsg
-from support.tiny import save_tiny_sdxl, save_tiny_teacher
+from support.tiny import change_json, save_tiny_sdxl, save_tiny_teacher
 
 torch.set_num_threads(1)
 
@@ -33,6 +36,14 @@ def no_rubbish_among_the_modules() -> None:
     transformers whenever a run measures its memory: half the time of a tiny run."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """Typer builds the whole command line anew at every call: a twentieth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +73,16 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def tiny_teacher(once: Any) -> Path:
     """A Stable Diffusion folder; byte-level tokenizer, 8x8 images."""
     return once("teacher", save_tiny_teacher)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_64(once: Any) -> Path:
+    """The Stable Diffusion folder for 64x64 images, which the protocol ``embedded`` compares."""
+
+    def save(folder: Path) -> None:
+        change_json(save_tiny_teacher(folder) / "unet" / "config.json", sample_size=32)
+
+    return once("teacher-64", save)
 
 
 @pytest.fixture(scope="session", params=["as published", "without optional parts"])
@@ -177,17 +198,27 @@ def cold_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp
     return call
 
 
+@pytest.fixture(scope="session")
+def judge() -> networks.Clip:
+    """The judge, opened once, which keeps the embeddings of captions that it has encoded."""
+    clip = networks.load_judge()
+    encode = functools.cache(clip.encode_captions)
+    clip.encode_captions = lambda captions: encode(tuple(captions))  # type: ignore[method-assign, misc]
+    return clip
+
+
 @pytest.fixture
-def run(cold_run: Any, warm_cache: Path, tmp_path: Path) -> Any:
-    """``cold_run`` with what every session has encoded already in its cache (``warm_cache``)."""
+def run(cold_run: Any, warm_cache: Path, judge: networks.Clip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """``cold_run`` with what every session has encoded already in its cache (``warm_cache``), and the judge opened."""
     shutil.copytree(warm_cache, tmp_path / ".cache", copy_function=os.link)
+    monkeypatch.setattr(networks, "load_judge", lambda: judge)
     return cold_run
 
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="module")  # while Playwright runs, asyncio.run() is refused in this thread
+@pytest.fixture(scope="session")  # from its first use on, asyncio.run() is refused in this thread; no test calls it
 def browser() -> Iterator[Any]:
     """Headless Chromium; without one, tests that need it are skipped."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
