@@ -29,7 +29,8 @@ def small_config(teacher: Path, **changes: Any) -> Config:
 
 def small_trainer(config: Config, out: Path, console: Console | None = None) -> Trainer:
     """A trainer with prompts that are written beside its folder."""
-    subject = trainer(config, out, write_prompts(out.with_name("prompts.txt"), PROMPTS))
+    file = out.with_name("prompts.txt")
+    subject = trainer(config, out, file if file.is_file() else write_prompts(file, PROMPTS))
     subject.console = console or subject.console
     return subject
 
