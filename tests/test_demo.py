@@ -206,7 +206,7 @@ def says(page: Any, selector: str, text: str) -> None:
     from playwright.sync_api import expect
 
     found = expect(page.locator(selector))
-    found.to_contain_text(text) if text else found.to_have_text("")
+    found.to_contain_text(text, timeout=60_000) if text else found.to_have_text("", timeout=60_000)  # a busy machine
 
 
 def shown(page: Any, prompt: str, figure: str = "#first") -> np.ndarray:
