@@ -667,6 +667,6 @@ def test_a_live_page_follows_the_run_and_keeps_its_place(page, live) -> None:
     opened.locator("summary").first.click()
     with (folder / "scores.jsonl").open("a") as file:
         file.write(json.dumps(score_line(2560, 77.0)) + "\n")
-    opened.get_by_text("to 77 after 2,560 images").wait_for(timeout=8000)
+    opened.get_by_text("to 77 after 2,560 images").wait_for(timeout=60_000)
     assert opened.evaluate(SHOWN) == ["640"]
     assert opened.locator("details").first.get_attribute("open") == ""
