@@ -201,7 +201,7 @@ def test_jpeg_pictures_and_small_numbers_are_warned_about(run, tmp_path: Path) -
     assert "lossy" in shown
     assert "1,015 of 1,024 captions have no picture (first: 9)" in shown
     assert "fewer than the 128 features" in shown
-    assert len(results(tmp_path / "out")["warnings"]) == 4
+    assert len(results(tmp_path / "out")["warnings"]) == 5
 
 
 @pytest.mark.parametrize(("count", "warned"), [(127, True), (128, False)])

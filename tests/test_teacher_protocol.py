@@ -155,7 +155,8 @@ def test_the_distance_is_small_for_what_draws_like_the_teacher(
         teacher=str(tiny_teacher), batch=16, micro_batch=16, eval_every=16, eval_images=48, eval_protocol="teacher"
     )
     tracker = Tracker(config, CPU, Processes(), prompts, QUIET)
-    assert tracker.about == {"protocol": "teacher", "pictures": 48, "warnings": []}
+    about = {"protocol": "teacher", "pictures": 48, "warnings": [], "reference": tracker.about["reference"]}
+    assert tracker.about == about
     model = load_model(str(tiny_teacher), CPU)
 
     def like_the_teacher(z: torch.Tensor, texts: list[str]) -> torch.Tensor:
