@@ -285,7 +285,7 @@ def test_scores_computed_otherwise_are_refused_before_drawing_and_never_lost(
     assert read(tmp_path / "results-2.json")["scores"]["fd"] == 1.0
 
 
-def test_the_command_keeps_what_is_there(run, tmp_path: Path) -> None:
+def test_the_command_keeps_what_is_there(cold_run, tmp_path: Path) -> None:
     """Pictures of other tools, by their captions alone: seconds, and all of the path from the command to the file."""
     pictures = folder_of(tmp_path / "in", 4, size=64)
     captions = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -294,15 +294,15 @@ def test_the_command_keeps_what_is_there(run, tmp_path: Path) -> None:
     common = ["--images", pictures, "--protocol", "embedded", "--device", "cpu", "--out", "out"]
     common += ["--reference", folder_of(tmp_path / "real", 5, size=64)]
     command = ["eval", *common, "--prompts", captions[0]]
-    assert run(*command)[0] == 0
+    assert cold_run(*command)[0] == 0
     whole = results(Path("out"))
-    assert run(*command, "--only", "clip")[0] == 0
+    assert cold_run(*command, "--only", "clip")[0] == 0
     assert results(Path("out"))["scores"] == whole["scores"]
-    code, _, err = run("eval", *common, "--prompts", captions[1])
+    code, _, err = cold_run("eval", *common, "--prompts", captions[1])
     assert code == 2
     one_line(err, "out/results.json holds results of other captions", "--out")
     with RunFolder(Path("out")).locked():
-        code, _, err = run(*command)
+        code, _, err = cold_run(*command)
     assert code == 2
     one_line(err, "another process is evaluating in", "out")
     assert results(Path("out"))["scores"] == whole["scores"]

@@ -155,8 +155,8 @@ def test_the_distance_is_small_for_what_draws_like_the_teacher(
         teacher=str(tiny_teacher), batch=16, micro_batch=16, eval_every=16, eval_images=48, eval_protocol="teacher"
     )
     tracker = Tracker(config, CPU, Processes(), prompts, QUIET)
-    about = {"protocol": "teacher", "pictures": 48, "warnings": [], "reference": tracker.about["reference"]}
-    assert tracker.about == about
+    assert (tracker.about["protocol"], tracker.about["pictures"], tracker.about["warnings"]) == ("teacher", 48, [])
+    assert tracker.about["reference"] != "run"  # that of these images of this teacher
     model = load_model(str(tiny_teacher), CPU)
 
     def like_the_teacher(z: torch.Tensor, texts: list[str]) -> torch.Tensor:
@@ -171,14 +171,14 @@ def test_the_distance_is_small_for_what_draws_like_the_teacher(
 
 
 def test_a_run_is_scored_against_its_teacher_without_real_pictures(
-    run, judged: None, tiny_teacher: Path, prompts: PromptFile, tmp_path: Path
+    cold_run, judged: None, tiny_teacher: Path, prompts: PromptFile, tmp_path: Path
 ) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text(
         "images: 16\nbatch: 8\nmicro_batch: 8\ndevice: cpu\neval_every: 16\neval_images: 16\ngrid_images: 1\n"
     )
     command = ["distill", "--preset", preset, "--teacher", tiny_teacher, "--prompts", prompts.path, "--out", "out"]
-    code, shown, err = run(*command, "--set", "eval_protocol=teacher")
+    code, shown, err = cold_run(*command, "--set", "eval_protocol=teacher")
     assert code == 0, err
     assert "the teacher draws 16 images of its prompts" in " ".join(shown.split())
     lines = read_metrics(Path("out/scores.jsonl"))
@@ -186,7 +186,7 @@ def test_a_run_is_scored_against_its_teacher_without_real_pictures(
     assert all(line["fid-t"] > 0 for line in lines)
 
     options = ["--protocol", "teacher", "--limit", "16", "--device", "cpu", "--precision", "fp32", "--out", "scored"]
-    code, _, err = run("eval", "--model", "out", *options)
+    code, _, err = cold_run("eval", "--model", "out", *options)
     assert code == 0, err
     found = results(Path("scored"))
     assert found["scores"]["fid-t"] == pytest.approx(lines[-1]["fid-t"], rel=0.05)  # the student is stored in half
@@ -199,13 +199,13 @@ def test_a_run_is_scored_against_its_teacher_without_real_pictures(
 # -- who needs it ----------------------------------------------------------------------------------------------------------
 
 
-def test_scores_by_emoji_are_refused_for_another_teacher(run, tiny_teacher: Path) -> None:
+def test_scores_by_emoji_are_refused_for_another_teacher(cold_run, tiny_teacher: Path) -> None:
     command = ["distill", "--preset", "cpu", "--teacher", tiny_teacher, "--eval-every", "64", "--dry-run"]
-    code, _, err = run(*command)
+    code, _, err = cold_run(*command)
     assert code == 2
     one_line(err, "embedded", "emoji", "eval_protocol=teacher", "eval_protocol=gigagan", "eval_every=null")
-    assert run(*command, "--set", "eval_protocol=teacher")[0] == 0
-    assert run(*command[:5], "--set", "eval_every=null", "--dry-run")[0] == 0
+    assert cold_run(*command, "--set", "eval_protocol=teacher")[0] == 0
+    assert cold_run(*command[:5], "--set", "eval_every=null", "--dry-run")[0] == 0
 
 
 def test_a_copy_of_the_emoji_teacher_is_scored_by_emoji(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_copy_of_the_emoji_teacher_is_scored_by_emoji(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--model", "emoji-student"], ["--model", "out", "--reference", "x.npz"]])
-def test_the_protocol_needs_a_run(run, more: list[str]) -> None:
-    code, _, err = run("eval", "--protocol", "teacher", *more)
+def test_the_protocol_needs_a_run(cold_run, more: list[str]) -> None:
+    code, _, err = cold_run("eval", "--protocol", "teacher", *more)
     assert code == 2
     one_line(err, "--model RUN", "teacher")
