@@ -479,8 +479,14 @@ eval_images: 16
 
 
 @pytest.fixture
-def scored(tiny_teacher_64: Path, prompt_file: Path, tmp_path: Path) -> list[str | Path]:
-    """A distillation of a few seconds that scores and saves its student at every iteration."""
+def scored(
+    tiny_teacher_64: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str | Path]:
+    """A distillation of a few seconds that scores and saves its student at every iteration.
+
+    By the embedded benchmark, which says nothing about this teacher; that it is refused is tested elsewhere.
+    """
+    monkeypatch.setattr("sidlsg.training.launch.is_emoji", lambda place: True)
     preset = tmp_path / "preset.yaml"
     preset.write_text(SCORED, encoding="utf-8")
     return ["distill", "--preset", preset, "--teacher", tiny_teacher_64, "--prompts", prompt_file]
