@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sidlsg import files
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.report import COLUMNS, markdown
 from sidlsg.evaluation.request import Request
@@ -40,14 +41,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        return files.read_object(path)
+    except SidlsgError:
         raise UsageError(
             f"{path} is damaged; delete it (pictures beside it are of unknown origin), or give another --out"
-        )
-    return found
+        ) from None
 
 
 def check_conditions(folder: Path, facts: Results) -> None:

@@ -23,9 +23,9 @@ from sidlsg.evaluation.picture_file import load_rgb
 from sidlsg.evaluation.pictures import load_sheet, to_protocol
 from sidlsg.evaluation.protocol import Protocol
 from sidlsg.evaluation.reference import BENCH, Reference, cache_path, cached
+from sidlsg.evaluation.request import METRICS
 from sidlsg.evaluation.weights import file_sha256, find_weights
 
-METRICS = ("fid", "clip", "pr")
 BATCH = 32  # pictures a forward pass
 Tick = Callable[[int], None]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from sidlsg.config import Config
 from sidlsg.method.guidance import network_passes
 from sidlsg.planning.footprint import GIB, Footprint, Moment, Pass, scorers, way
+from sidlsg.settings import WITH_PRECISION
 
 # CUDA context, cuDNN and cuBLAS workspaces, fragmentation: not in PyTorch's count of allocated memory.
 OVERHEAD = 1.0
@@ -315,7 +316,7 @@ REMEDIES = (
 
 
 # The paper's pure fp16 and the settings that go with it: about half the memory, at a loss of quality that the plan mentions.
-PURE_HALF: dict[str, object] = {"precision": "fp16", "half_teacher": False, "adam_eps": 1e-6, "clip_value": 1.0}
+PURE_HALF: dict[str, object] = {"precision": "fp16", **WITH_PRECISION["fp16"]}
 
 
 def make_fit(config: Config, size: Footprint, budget: float) -> dict[str, object] | None:

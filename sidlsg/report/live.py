@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sidlsg.errors import UsageError
-from sidlsg.files import write_text
+from sidlsg.files import STUDENT_FILE, write_text
 from sidlsg.loopback import refuse_host, refuse_site
 from sidlsg.report.page import build
 from sidlsg.report.reading import read_run
@@ -38,7 +38,7 @@ class Live:
                 "*.jsonl",
                 "samples/*.png",
                 "evals/*.json",
-                "student/sidlsg.json",
+                f"student/{STUDENT_FILE}",
                 "checkpoints/*/state.json",
             )
             for path in sorted(folder.glob(pattern))

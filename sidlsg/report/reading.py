@@ -15,7 +15,7 @@ import yaml
 from sidlsg.config import FIELDS, Config
 from sidlsg.errors import SidlsgError, UsageError
 from sidlsg.evaluation.protocol import Protocol, protocols
-from sidlsg.files import STATE_FILE
+from sidlsg.files import STATE_FILE, STUDENT_FILE, read_object
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.scores import DISTANCES, comparable, unlike
 from sidlsg.runs.sessions import Session, read_sessions
@@ -178,7 +178,7 @@ def read_run(path: Path) -> Run:
         grids=sorted((int(p.stem), p) for p in folder.samples.glob("*.png") if p.stem.isascii() and p.stem.isdigit()),
         teacher_grid=folder.teacher_grid if folder.teacher_grid.is_file() else None,
         shipped_grid=teacher.grid if (teacher := registry().get(str(settings.get("teacher")))) else None,
-        note=_object(folder.student / "sidlsg.json", problems),
+        note=_object(folder.student / STUDENT_FILE, problems),
         state=_object(states[-1], problems) if states else {},
         sessions=sessions,
         open_seconds=_open_seconds(folder, sessions),
@@ -246,12 +246,10 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = _parse(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        value = None
-    if value is None:
+        return read_object(path)
+    except SidlsgError:
         problems.append(f"{path} is damaged and left out")
-    return value or {}
+        return {}
 
 
 def _open_seconds(folder: RunFolder, sessions: list[Session]) -> float | None:
