@@ -65,7 +65,7 @@ def test_a_command_is_shown_without_the_folder_of_its_program() -> None:
 def test_a_run_records_its_session(unbroken: tuple[Path, Path]) -> None:
     (session,) = read_sessions(unbroken[0] / "sessions.jsonl")
     assert session.end is not None
-    assert (session.begin["images_seen"], session.end["images_seen"], session.end["how"]) == (0, 48, "complete")
+    assert (session.begin["images_seen"], session.end["images_seen"], session.end["how"]) == (0, 32, "complete")
     assert session.begin["processes"] == 1
     assert {"time", "command", "device", "torch", "python", "sidlsg", "diffusers", "transformers"} <= set(session.begin)
     assert "<dt>ended</dt><dd>complete</dd>" in (unbroken[0] / "report.html").read_text(encoding="utf-8")

@@ -42,20 +42,20 @@ from support.tiny import change_json
 
 
 def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
-    """Killed in the fifth iteration, after the checkpoint of 32 images and a metrics line of 40: bit for bit the same."""
+    """Killed in the fourth iteration, after the checkpoint of 16 images and a metrics line of 24: bit for bit the same."""
     run, prompts = unbroken
     victim = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
     iterate = victim.iterate
 
-    def die_at_48() -> None:
-        if victim.images_seen == 40:
+    def die_at_32() -> None:
+        if victim.images_seen == 24:
             raise KeyboardInterrupt
         iterate()
 
-    monkeypatch.setattr(victim, "iterate", die_at_48)
+    monkeypatch.setattr(victim, "iterate", die_at_32)
     with pytest.raises(KeyboardInterrupt):
         victim.run()
-    assert [line["images_seen"] for line in science(tmp_path / "run")][-1] == 40
+    assert [line["images_seen"] for line in science(tmp_path / "run")][-1] == 24
     assert not (tmp_path / "run" / "student").exists()
     resumed = trainer(config_for(tiny_teacher), tmp_path / "run", prompts)
     resumed.run()
@@ -68,7 +68,7 @@ def test_a_killed_and_resumed_run_is_the_same_run(unbroken, tiny_teacher, tmp_pa
 def test_a_line_of_metrics_survives_a_stop_in_its_middle(unbroken, tiny_teacher, tmp_path, monkeypatch) -> None:
     """Lines every three iterations, checkpoints every two: the resumed run's lines average over all three."""
     _, prompts = unbroken
-    settings = {"log_every": 24, "checkpoint_every": 16}
+    settings = {"images": 48, "log_every": 24, "checkpoint_every": 16}
     trainer(config_for(tiny_teacher, **settings), tmp_path / "whole", prompts).run()
     victim = trainer(config_for(tiny_teacher, **settings), tmp_path / "run", prompts)
     iterate = victim.iterate
@@ -123,9 +123,9 @@ def test_a_run_is_saved_by_the_clock_too(unbroken, tiny_teacher, tmp_path) -> No
     run, prompts = unbroken
     settings = {"checkpoint_every": 8_000_000, "keep_checkpoints": 9}
     trainer(config_for(tiny_teacher, **settings), tmp_path / "never", prompts).run()
-    assert [int(p.name) for p in (tmp_path / "never" / "checkpoints").iterdir()] == [48]
+    assert [int(p.name) for p in (tmp_path / "never" / "checkpoints").iterdir()] == [32]
     trainer(config_for(tiny_teacher, **settings, checkpoint_minutes=1e-9), tmp_path / "always", prompts).run()
-    assert {int(p.name) for p in (tmp_path / "always" / "checkpoints").iterdir()} == {8, 16, 24, 32, 40, 48}
+    assert {int(p.name) for p in (tmp_path / "always" / "checkpoints").iterdir()} == {8, 16, 24, 32}
     assert files(tmp_path / "always" / "student") == files(run / "student")
 
 
@@ -191,8 +191,8 @@ def test_a_run_without_a_checkpoint_takes_no_other_teacher(tiny_teacher, tmp_pat
 
 def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_path) -> None:
     run, prompts = unbroken
-    trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts).run()
-    trainer(config_for(tiny_teacher, images=48), tmp_path / "run", prompts).run()
+    trainer(config_for(tiny_teacher, images=16), tmp_path / "run", prompts).run()
+    trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
     short = load_file(tmp_path / "run" / "student" / "unet" / "diffusion_pytorch_model.safetensors")
     long = load_file(run / "student" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(short[name], long[name]) for name in long)
@@ -202,12 +202,12 @@ def test_a_longer_run_goes_on_from_a_finished_one(unbroken, tiny_teacher, tmp_pa
 def test_a_run_whose_configuration_is_lost_goes_on(content, unbroken, tiny_teacher, tmp_path) -> None:
     """Its checkpoints say what it is: the same settings resume it, others are refused, and config.yaml is there again."""
     run, prompts = unbroken
-    trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompts).run()
+    trainer(config_for(tiny_teacher, images=16), tmp_path / "run", prompts).run()
     path = tmp_path / "run" / "config.yaml"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UsageError, match=r"other settings: lr \(0.001 there, 0.002 here\)"):
         trainer(config_for(tiny_teacher, lr=2e-3), tmp_path / "run", prompts)
-    assert open_model(str(tmp_path / "run"), torch.device("cpu"), torch.float32).student["images_seen"] == 24
+    assert open_model(str(tmp_path / "run"), torch.device("cpu"), torch.float32).student["images_seen"] == 16
     trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
     assert files(tmp_path / "run" / "student") == files(run / "student")
     assert path.read_bytes() == (run / "config.yaml").read_bytes()
@@ -261,7 +261,7 @@ def test_a_stop_waits_for_one_micro_batch_only(stop, saved, unbroken, tiny_teach
     resumed.resume()
     assert resumed.place == saved
     resumed.run()
-    for part in ("student", "checkpoints", "samples"):
+    for part in ("student", "checkpoints/000000000032", "samples"):
         assert files(tmp_path / "run" / part) == files(run / part)
     assert science(tmp_path / "run") == science(run)
 
@@ -270,7 +270,7 @@ def test_a_run_goes_on_when_its_reader_goes_away(unbroken, tiny_teacher, tmp_pat
     """`sidlsg distill | head -1`: the pipe breaks, the run does not."""
     run, prompts = unbroken
     preset = tmp_path / "preset.yaml"
-    preset.write_text(PRESET + "images: 48\n", encoding="utf-8")
+    preset.write_text(PRESET + "images: 32\n", encoding="utf-8")
     assert without_reader(command(tiny_teacher, prompts, tmp_path / "run", preset)) == (0, "")
     assert files(tmp_path / "run" / "student") == files(run / "student")
 
@@ -324,7 +324,7 @@ def test_two_writers_in_one_folder_are_refused(unbroken, tiny_teacher, tmp_path,
             with pytest.raises(UsageError, match="another process is training in") as refused:
                 trainer(config_for(tiny_teacher), tmp_path / "run", prompts).run()
             refusals.append(refused)
-        if first.images_seen == 32:
+        if first.images_seen == 24:
             raise KeyboardInterrupt
         iterate()
 
@@ -394,7 +394,7 @@ def test_processes_with_folders_of_their_own_are_refused(unbroken, tiny_teacher,
 def test_grids_come_at_the_papers_spacing_from_step_zero(unbroken, tiny_teacher) -> None:
     run, _ = unbroken
     shares = (0, 0.02, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5)  # Fig. 2, millions of images of 5M
-    expected = {round(share / 5 * 48 / 8) * 8 for share in shares}
+    expected = {round(share / 5 * 32 / 8) * 8 for share in shares}
     assert {int(p.stem) for p in (run / "samples").glob("*.png")} == expected
     assert Image.open(run / "samples" / "000000000000.png").size == (2 * 8 + 2, 2 * 8 + 2)
 
@@ -439,13 +439,13 @@ def test_the_next_iteration_is_drawn_while_this_one_runs(
     def patient(batches: Any, images_seen: int) -> Any:
         for coming in subject.drawn._coming.values():
             coming.result(timeout=60)  # does not wait for this iteration
-        assert drawn == list(range(0, min(images_seen + 8, 40) + 1, 8))
+        assert drawn == list(range(0, min(images_seen + 8, 24) + 1, 8))
         return iterate(batches, images_seen)
 
     monkeypatch.setattr(subject.drawn, "_make", noted)
     monkeypatch.setattr(subject.engine, "iterate", patient)
     subject.run()
-    assert drawn == [0, 8, 16, 24, 32, 40]
+    assert drawn == [0, 8, 16, 24]
     assert files(tmp_path / "run" / "student") == files(run / "student")
 
 

@@ -94,7 +94,7 @@ def tiny_sdxl(request: pytest.FixtureRequest, once: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def unbroken(once: Any, tiny_teacher: Path) -> tuple[Path, Path]:
-    """A finished run of six iterations (48 images), and its prompt file; to be read or copied."""
+    """A finished run of four iterations (32 images), and its prompt file; to be read or copied."""
 
     def distill(folder: Path) -> None:
         trainer(config_for(tiny_teacher), folder / "run", write_prompts(folder / "prompts.txt")).run()

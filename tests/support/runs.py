@@ -22,7 +22,7 @@ def write_prompts(path: Path, count: int = 23) -> Path:
 def config_for(teacher: Path, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "teacher": str(teacher),
-        "images": 48,
+        "images": 32,
         "batch": 8,
         "micro_batch": 4,
         "lr": 1e-3,
