@@ -30,10 +30,10 @@ from support.tiny import change_json, save_tiny_sdxl, save_tiny_teacher
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_rubbish_among_the_modules() -> None:
-    """Take what is imported by now out of the garbage collector, which otherwise looks through a million objects of torch and
-    transformers whenever a run measures its memory: half the time of a tiny run."""
+@pytest.fixture(scope="module", autouse=True)
+def little_for_the_garbage_collector() -> None:
+    """Take what is imported and kept by now out of the collector, which otherwise looks through a million objects of torch and
+    transformers whenever a run measures its memory: more than half the time of a tiny run."""
     gc.collect()
     gc.freeze()
 
