@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidlsg.errors import UsageError
@@ -22,7 +21,7 @@ from sidlsg.training.attention import choose_attention
 from sidlsg.training.engine import halve_weights
 from support.algorithm import KAPPAS, Setup, capture_gradient, draws
 from support.runs import config_for, trainer, write_prompts
-from support.tiny import TOKENS, WIDTH, tiny_unet
+from support.tiny import TOKENS, WIDTH, shallow_unet, tiny_unet
 
 CPU = torch.device("cpu")
 
@@ -214,14 +213,6 @@ def test_a_half_teacher_is_the_same_teacher_under_autocast() -> None:
 def test_a_half_teacher_belongs_to_bf16() -> None:
     with pytest.raises(UsageError, match="half_teacher"):
         make_config("cpu", {"half_teacher": True})
-
-
-def shallow_unet() -> UNet2DConditionModel:
-    """One level, so that little is to be compiled."""
-    shapes = {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",)}
-    return UNet2DConditionModel.from_config(
-        dict(tiny_unet().config) | shapes | {"up_block_types": ("CrossAttnUpBlock2D",)}
-    )
 
 
 def test_compiled_networks_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,15 @@ def test_every_configuration_and_strategy_is_recorded() -> None:
     } == set(CASES)
 
 
+def test_two_processes_train_what_one_does_to_the_bit() -> None:
+    """Recorded so: each of the two takes what is one of the two micro-batches of a single process."""
+    for strategy in STRATEGIES:
+        one, two = (RECORDED[configuration][strategy] for configuration in ("epsilon", "two processes"))
+        assert {name: two[name] for name in (*NUMBERS, "weights")} == {
+            name: one[name] for name in (*NUMBERS, "weights")
+        }
+
+
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_the_first_iterations_are_those_recorded(configuration: str, tmp_path: Path) -> None:
     """To the bit with the recorded torch on the recorded kind of CPU; elsewhere to 1e-5 of the largest of each kind of number:

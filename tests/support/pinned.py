@@ -22,7 +22,7 @@ from sidlsg.method.generator import Generator
 from sidlsg.method.guidance import STRATEGIES
 from support.processes import on_ranks
 from support.runs import config_for, trainer, write_prompts
-from support.tiny import change_json, save_tiny_teacher
+from support.tiny import change_json, save_tiny_teacher, shallow_unet
 
 RECORD = Path(__file__).parents[1] / "pinned.json"
 ITERATIONS, BATCH = 20, 4
@@ -90,7 +90,7 @@ def iterate(
 
 def observe(configuration: str, folder: Path, strategies: list[str]) -> dict[str, dict[str, Any]]:
     """``iterate`` in one of the configurations; ``folder`` is empty."""
-    teacher, prompts = save_tiny_teacher(folder / "teacher"), write_prompts(folder / "prompts.txt")
+    teacher, prompts = save_tiny_teacher(folder / "teacher", shallow_unet()), write_prompts(folder / "prompts.txt")
     if configuration == "v-prediction":
         change_json(teacher / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     arguments = (teacher, folder / "run", prompts, CONFIGURATIONS[configuration], strategies)

@@ -48,6 +48,14 @@ def tiny_unet(seed: int = 0) -> UNet2DConditionModel:
     ).eval()
 
 
+def shallow_unet() -> UNet2DConditionModel:
+    """One level, where the network is not the subject: half the time."""
+    shapes = {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",)}
+    return UNet2DConditionModel.from_config(
+        dict(tiny_unet().config) | shapes | {"up_block_types": ("CrossAttnUpBlock2D",)}
+    )
+
+
 def tiny_tokenizer(**options) -> CLIPTokenizer:
     """One token a byte; six tokens a prompt."""
     letters = list(bytes_to_unicode().values())
@@ -89,11 +97,11 @@ def tiny_vae(**options) -> AutoencoderKL:
     )
 
 
-def save_tiny_teacher(folder: Path) -> Path:
+def save_tiny_teacher(folder: Path, unet: UNet2DConditionModel | None = None) -> Path:
     """A Stable Diffusion folder that ``load_model`` and ``--teacher`` accept; byte-level tokenizer, 8x8 images."""
     tokenizer, text_encoder = tiny_tokenizer(), tiny_text_encoder(CLIPTextModel, WIDTH, 1)
     scheduler = DDIMScheduler(**SD_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": tiny_vae(), "unet": tiny_unet()}
+    parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": tiny_vae(), "unet": unet or tiny_unet()}
     save_folder(folder, SD, parts, scheduler)
     return folder
 
