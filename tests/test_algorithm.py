@@ -22,15 +22,14 @@ from support.tiny import SD_BETAS, denoiser, text
 
 
 @pytest.mark.parametrize(
-    ("kappas", "alpha", "prediction"),
+    ("kappas", "alpha", "prediction", "two_stage"),
     [
-        *((k, 1.0, "epsilon") for k in KAPPAS.values()),
-        (KAPPAS["lsg"], 1.2, "epsilon"),
-        (KAPPAS["lsg"], 1.0, "v_prediction"),
-        (KAPPAS["all different"], 1.2, "v_prediction"),
+        *((k, 1.0, "epsilon", False) for k in KAPPAS.values()),
+        (KAPPAS["lsg"], 1.2, "epsilon", True),
+        (KAPPAS["lsg"], 1.0, "v_prediction", False),
+        (KAPPAS["all different"], 1.2, "v_prediction", True),
     ],
 )
-@pytest.mark.parametrize("two_stage", [False, True])
 def test_iterations_equal_the_naive_transcription(kappas, alpha, prediction, two_stage) -> None:
     setup = Setup(kappas, alpha, batch=4, prediction=prediction)
     setup.nets.two_stage = two_stage
