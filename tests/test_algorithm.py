@@ -385,3 +385,20 @@ def test_ema_half_life_and_ramp_up() -> None:
 def test_every_named_strategy_has_a_legal_default() -> None:
     for strategy in STRATEGIES.values():
         assert all(k >= 0 for k in strategy.spread(strategy.default))
+
+
+def test_a_loss_that_is_not_finite_counts_as_zero() -> None:
+    """Of a sample whose image is finite: the statistics are those of the batch without it, over the same batch size."""
+    losses = []
+    for poison in (False, True):
+        setup, batch = Setup(), draws(3)
+        setup.disturb()
+        if poison:
+            batch.eps[2] = float("nan")
+        else:
+            kept = [0, 1, 3, 4, 5, 6, 7]
+            batch = Batch(batch.z[kept], batch.c.rows(kept), batch.t[kept], batch.eps[kept])
+        stats = update_fake_score(setup.nets, setup.update_psi, batch, 4)
+        assert stats.skipped.item() == poison
+        losses.append(stats.loss)
+    torch.testing.assert_close(*losses)
