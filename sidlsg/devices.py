@@ -19,6 +19,7 @@ from sidlsg.data import PACKAGE
 from sidlsg.errors import UsageError, nearest
 from sidlsg.version import __version__
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,16 +70,21 @@ def machine(device: torch.device) -> dict[str, str]:
     unknown)."""
     if device.type != "cuda":
         return {"torch": torch.__version__, "device": device.type, "driver": ""}
-    return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "driver": _driver()}
+    return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device), "driver": driver_version() or ""}
 
 
-def _driver() -> str:
-    """The version of NVIDIA's kernel module, on Linux."""
+def driver_version() -> str | None:
+    """Read the version of NVIDIA's driver, such as "550.54.14"; None where there is none, or it does not answer."""
     with contextlib.suppress(OSError):
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"\b[0-9]+\.[0-9]+(\.[0-9]+)?\b", text):
+        text = DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text):
             return found[0]
-    return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.split()[0] if text.split() else None
 
 
 class PeakMemory:

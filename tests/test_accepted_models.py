@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ TEXT = Path("text_encoder") / "model.safetensors"
 SCHEDULER = Path("scheduler") / "scheduler_config.json"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_teacher: Path) -> Model:
-    return load_model(str(tiny_teacher), CPU)
+@pytest.fixture
+def model(tiny_model: Model) -> Model:
+    return tiny_model
 
 
 @pytest.fixture
-def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_teacher, tmp_path / "model")
+def folder(teacher_copy: Path) -> Path:
+    return teacher_copy
 
 
 def edit(path: Path, **changes: Any) -> None:

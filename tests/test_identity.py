@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -30,14 +29,14 @@ CPU = torch.device("cpu")
 TEXT = Path("text_encoder") / "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_teacher: Path) -> Model:
-    return load_model(str(tiny_teacher), CPU)
+@pytest.fixture
+def model(tiny_model: Model) -> Model:
+    return tiny_model
 
 
 @pytest.fixture
-def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_teacher, tmp_path / "model")
+def folder(teacher_copy: Path) -> Path:
+    return teacher_copy
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sidlsg
-from sidlsg import cli
 from sidlsg.errors import UsageError
 from sidlsg.runs.folder import RunFolder
 from sidlsg.runs.opening import student_of_checkpoint
@@ -26,7 +24,7 @@ from sidlsg.sampling.draw import check_sampling, many_step_scheduler, one_step
 from sidlsg.sampling.pictures import slug
 from sidlsg.sampling.samplers import SAMPLERS
 from sidlsg.teachers.loading import load_model
-from support.terminal import one_line
+from support.terminal import one_line, run_command
 from support.tiny import SD_BETAS, change_json
 
 CPU = torch.device("cpu")
@@ -43,17 +41,8 @@ def run_folder(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     preset.write_text(
         "images: 16\nbatch: 8\nmicro_batch: 8\nlr: 1e-2\nema_half_life: 100\nema_ramp_up: null\ngrid_images: 1\ndevice: cpu\n"
     )
-    command("distill", "--preset", preset, "--teacher", tiny_teacher, "--prompts", prompts, "--out", out)
+    run_command("distill", "--preset", preset, "--teacher", tiny_teacher, "--prompts", prompts, "--out", out)
     return out
-
-
-def command(*arguments: str | Path) -> None:
-    """Run ``sidlsg`` and let it end well."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["sidlsg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    assert not stop.value.code
 
 
 @pytest.fixture
@@ -63,7 +52,7 @@ def sample(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     def call(*arguments: str | Path) -> list[Path]:
         out = [] if "--out" in arguments else ["--out", tmp_path]
         model = [] if "--model" in arguments else ["--model", run_folder]
-        command("sample", "--device", "cpu", *model, *out, *arguments)
+        run_command("sample", "--device", "cpu", *model, *out, *arguments)
         return [Path(line) for line in capsys.readouterr().out.splitlines()]
 
     return call

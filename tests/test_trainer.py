@@ -149,6 +149,18 @@ def test_another_teacher_is_not_resumed_with(part: str, tiny_teacher, tmp_path, 
         trainer(config_for(teacher, images=32), tmp_path / "run", prompt_file).run()
 
 
+def test_a_checkpoint_of_another_teacher_is_refused(tiny_teacher, tmp_path, prompt_file) -> None:
+    """Of the same settings, seed, prompts and shapes, copied into the run's folder, newer than its own."""
+    other = shutil.copytree(tiny_teacher, tmp_path / "other")
+    change_json(other / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    trainer(config_for(tiny_teacher, images=8), tmp_path / "run", prompt_file).run()
+    trainer(config_for(other, images=16), tmp_path / "others", prompt_file).run()
+    name = "checkpoints/000000000016"
+    shutil.copytree(tmp_path / "others" / name, tmp_path / "run" / name)
+    with pytest.raises(UsageError, match=r"the scheduler of .*teacher is not what this run was started with"):
+        trainer(config_for(tiny_teacher, images=24), tmp_path / "run", prompt_file)
+
+
 def test_teacher_and_prompts_may_be_in_another_place(tiny_teacher, tmp_path, prompt_file) -> None:
     """Their recorded hashes prove that they are the same; the run folder then knows where they are."""
     teacher = shutil.copytree(tiny_teacher, tmp_path / "teacher")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from sidlsg.planning.gpus import Gpu, device_gpu
 
-DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, WSL's, AMD's
 
 
@@ -40,22 +37,6 @@ def may_have_gpu() -> bool:
     """Say, in no time, whether asking PyTorch for a GPU is worth importing it."""
     on_linux = sys.platform == "linux"
     return not on_linux or any(map(os.path.exists, DEVICES)) or shutil.which("nvidia-smi") is not None
-
-
-def driver_version() -> str | None:
-    """Read the version of NVIDIA's driver, such as "550.54.14"; None where there is none, or it does not answer."""
-    try:
-        found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", DRIVER_FILE.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        found = None
-    if found:
-        return found[0]
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return text.split()[0] if text.split() else None
 
 
 def c_compiler() -> str | None:
@@ -116,6 +97,8 @@ def look() -> Machine:
     import importlib.util
 
     import torch
+
+    from sidlsg.devices import driver_version
 
     gpu = gpu_here()
     return Machine(

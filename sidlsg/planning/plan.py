@@ -267,7 +267,7 @@ def short_count(images: int) -> str:
 def misfit(config: Config, size: Footprint | None, gpu: Gpu) -> str | None:
     """Why the run cannot work on the GPU, and which settings would help; None when it fits or its size is not known."""
     if config.precision == "bf16" and not gpu.bf16:
-        return f"{gpu.name} has no bf16 arithmetic; use --precision fp16 (with clip_value 1 and adam_eps 1e-6) or fp32"
+        return f"{gpu.name} has no bf16 arithmetic; use --precision fp16 or fp32"
     if size is None or not size.passes:
         return None
     peak = memory.predict(config, size)

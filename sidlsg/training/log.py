@@ -8,16 +8,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
 from sidlsg.errors import SidlsgError, reason
+from sidlsg.runs.sessions import now
 from sidlsg.version import __version__
-
-
-def now() -> str:
-    """The local time with its offset, to the second, in ISO 8601."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 class RunLog:

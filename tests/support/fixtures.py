@@ -22,9 +22,11 @@ from sidlsg import cli, data
 from sidlsg.evaluation import networks
 from sidlsg.evaluation.protocol import get_protocol
 from sidlsg.evaluation.scorer import Scorer, bench_reference
+from sidlsg.teachers.family import Model
+from sidlsg.teachers.loading import load_model
 from support.runs import TWO, config_for, trainer, write_prompts
 from support.scoring import TINY_CLIP
-from support.terminal import sidlsg
+from support.terminal import run_command
 from support.tiny import change_json, save_tiny_sdxl, save_tiny_teacher
 
 torch.set_num_threads(1)
@@ -85,6 +87,18 @@ def tiny_teacher_64(once: Any) -> Path:
     return once("teacher-64", save)
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tiny_teacher: Path) -> Model:
+    """The tiny teacher, opened; nothing may be changed in it."""
+    return load_model(str(tiny_teacher), torch.device("cpu"))
+
+
+@pytest.fixture
+def teacher_copy(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny teacher's folder, to be changed."""
+    return shutil.copytree(tiny_teacher, tmp_path / "model")
+
+
 @pytest.fixture(scope="session", params=["as published", "without optional parts"])
 def tiny_sdxl(request: pytest.FixtureRequest, once: Any) -> Path:
     """An SDXL folder."""
@@ -112,7 +126,7 @@ def finished(once: Any, tiny_teacher: Path) -> tuple[list[str | Path], Path]:
 
     def distill(place: Path) -> None:
         prompts.write_text("a cat\nthe dog\n", encoding="utf-8")
-        sidlsg(*line, "--out", place / "run")
+        run_command(*line, "--out", place / "run")
 
     return line, once("finished-run", distill) / "run"
 

@@ -21,7 +21,7 @@ def one_line(err: str, *parts: str) -> None:
     assert not missing, (missing, err)
 
 
-def sidlsg(*arguments: str | Path) -> None:
+def run_command(*arguments: str | Path) -> None:
     """Run a command in this process; it must succeed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sidlsg", *map(str, arguments)])
