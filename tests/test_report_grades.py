@@ -15,7 +15,7 @@ from sidlsg.report import curves
 from sidlsg.report.numbers import times
 from sidlsg.report.page import build
 from sidlsg.report.reading import Run, read_run
-from sidlsg.report.verdict import NEAR, judge
+from sidlsg.report.verdict import EQUAL, NEAR, judge
 from support.reports import make_run, published_span, score_line, write_lines
 
 LOW, HIGH = published_span("embedded", "teacher 25", "fd")
@@ -41,7 +41,9 @@ def run_of(path: Path, fd: list[float], finished: bool = True, **scores: Any) ->
         ([564, NEAR * HIGH + 0.1], "Learning", "fair"),
         ([564, NEAR * HIGH], "Close", "good"),
         ([564, HIGH + 0.1], "Close", "good"),
-        ([564, HIGH], "As good as its teacher", "good"),
+        ([564, HIGH], "Close", "good"),
+        ([564, EQUAL * LOW + 0.1], "Close", "good"),
+        ([564, EQUAL * LOW], "As good as its teacher", "good"),
         ([564, LOW - 5], "As good as its teacher", "good"),
     ],
 )
@@ -56,11 +58,13 @@ def test_a_grade_is_held_against_the_teacher_in_words(tmp_path: Path) -> None:
         "fd went from 564 before the first update to 191 after 1,280 images, twice the teacher's worst (the teacher's 25 steps "
         "reach 39.1 to 91.9, depending on its guidance)."
     )
+    close = judge(run_of(tmp_path / "close", [564, 81.6])).sentence
+    assert "to 81.6 after 1,280 images, twice the teacher's best (" in close
 
 
 def test_an_unfinished_run_is_graded_so_far(tmp_path: Path) -> None:
     assert judge(run_of(tmp_path / "a", [564, 191], finished=False)).word == "Learning so far"
-    assert judge(run_of(tmp_path / "b", [564, 60], finished=False)).word == "As good as its teacher so far"
+    assert judge(run_of(tmp_path / "b", [564, 40], finished=False)).word == "As good as its teacher so far"
     assert judge(run_of(tmp_path / "c", [], finished=False)).word == "Not scored"
 
 
@@ -71,12 +75,12 @@ def test_without_the_teachers_scores_nothing_is_said_of_it(tmp_path: Path) -> No
 
 
 def test_one_picture_for_all_seeds_is_not_as_good_as_the_teacher(tmp_path: Path) -> None:
-    alike = judge(run_of(tmp_path / "alike", [564, 48], diversity=0.06))
+    alike = judge(run_of(tmp_path / "alike", [564, 40], diversity=0.06))
     assert (alike.word, alike.tone) == ("Close, with a warning", "warn")
     assert "differ 0.06 times as much as the teacher's" in alike.sentence
-    varied = judge(run_of(tmp_path / "varied", [564, 48], diversity=0.6))
+    varied = judge(run_of(tmp_path / "varied", [564, 40], diversity=0.6))
     assert (varied.word, varied.tone) == ("As good as its teacher", "good")
-    unknown = judge(run_of(tmp_path / "unknown", [564, 48]))
+    unknown = judge(run_of(tmp_path / "unknown", [564, 40]))
     assert "Whether different seeds give different pictures is not scored." in unknown.sentence
 
 
@@ -119,7 +123,7 @@ def test_an_evaluation_grades_a_run_that_has_no_scores(tmp_path: Path) -> None:
     verdict = judge(read_run(folder))
     assert (verdict.word, verdict.tone) == ("Far from its teacher", "open")
     assert verdict.sentence.startswith("fd is 191 after 1,280 images, twice the teacher's worst")
-    evaluated(folder, 60.0, seen=2560)
+    evaluated(folder, 40.0, seen=2560)
     assert judge(read_run(folder)).word == "As good as its teacher"
 
 

@@ -14,6 +14,7 @@ Tone = Literal["good", "fair", "warn", "bad", "open"]  # fair: on the way; open:
 
 BETTER = 0.9  # of the distance at the start; a distance below it is not noise
 RISEN = 1.1  # of the smallest distance; above it the student has become worse again
+EQUAL = 1.1  # of the teacher's smallest distance; up to it the student is as good
 NEAR = 1.25  # of the teacher's largest distance; up to it the student is close
 ALIKE = 0.3  # of the teacher's diversity over seeds; below it one prompt has nearly one picture
 SHRUNK = 0.95  # of the gap's median over the first half of the run
@@ -88,7 +89,7 @@ UNKNOWN, NOT, FAR, LEARNING, CLOSE, AS_GOOD = (
 def _grade(run: Run, seeds: Evidence | None) -> Grade:
     """The newest distance against the teacher's, and against that at image 0.
 
-    As good as its teacher: within what the teacher reaches with any guidance, and not with one picture for all seeds.
+    As good as its teacher: up to ``EQUAL`` times its smallest distance, and not with one picture for all seeds.
     Close: up to ``NEAR`` times its largest distance. Learning: up to ``BETTER`` of the distance at image 0; far from
     its teacher: where that is not known. Not learning: all else.
     """
@@ -128,10 +129,10 @@ def _place(newest: float, start: float | None, span: tuple[float, float] | None)
     worst = f", {times(newest / span[1])} the teacher's worst" if span and span[1] > 0 else ""
     if start is not None and newest > start:
         return "bad", NOT, ", which is worse than at the start"
-    if span and newest <= span[1]:
-        return "good", AS_GOOD, ", which the teacher reaches too" if newest >= span[0] else ", less than the teacher's"
+    if span and newest <= EQUAL * span[0]:
+        return "good", AS_GOOD, ", which is the teacher's best" if newest >= span[0] else ", less than the teacher's"
     if span and newest <= NEAR * span[1]:
-        return "good", CLOSE, worst
+        return "good", CLOSE, f", {times(newest / span[0])} the teacher's best" if span[0] > 0 else worst
     if start is None:
         return "open", FAR, worst
     if newest > BETTER * start:
